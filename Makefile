@@ -1,0 +1,37 @@
+# Every target sets up what it needs: a virtual environment in .venv with the tested versions of requirements.lock.
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.ready
+WORKERS ?= 2
+
+.PHONY: demo test lint lock data clean
+
+demo: $(READY)  ## train on one bundled category and write a report
+	$(BIN)/mlffn demo
+
+test: $(READY) lint  ## lint, types and all tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+lock: $(READY)  ## resolve requirements.lock anew from pyproject.toml
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
+		--custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
+
+data: $(READY)  ## draw the bundled images anew into build/miniparts
+	$(BIN)/python -m mlffn_lite.datasets.mini build/miniparts
+
+clean:  ## remove what the other targets made
+	rm -rf .venv build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+
+$(READY): requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "mlffn-lite needs Python 3.11, 3.12 or 3.13; set PYTHON=..." >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)

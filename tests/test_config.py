@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlffn_lite.config import PRESETS, Config
+from mlffn_lite.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_toml_round_trip(name: str) -> None:
+    config = Config.preset(name)
+    assert Config.from_toml(config.to_toml()) == config
+
+
+@given(st.text(alphabet=st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1))
+def test_any_weights_path_survives_toml(path: str) -> None:
+    config = Config().replace(model={"weights": path})
+    assert Config.from_toml(config.to_toml()) == config
+
+
+@given(st.floats(0, 1), st.integers(0, 2**31 - 1))
+def test_numbers_survive_toml_exactly(ratio: float, seed: int) -> None:
+    config = Config().replace(pseudo={"ratio": ratio}, train={"seed": seed})
+    assert Config.from_toml(config.to_toml()) == config
+
+
+def test_paper_preset_is_the_paper() -> None:
+    config = Config.preset("paper")
+    assert (config.data.size, config.model.backbone, config.model.weights) == (256, "resnet50", "default")
+    assert (config.model.width, config.model.stride, config.model.tem_levels) == (256, 4, 128)
+    assert (config.loss.feature, config.loss.score, config.loss.consistency) == (1, 1, 1)
+    assert (config.loss.gamma, config.loss.lam, config.pseudo.ratio) == (2.5, 5, 0.5)
+    assert (config.pseudo.confetti, config.pseudo.cutpaste, config.pseudo.scar) == (1, 1, 0)
+    train = config.train
+    assert (train.optimizer, train.lr, train.weight_decay, train.batch) == ("sgd", 0.001, 3e-5, 32)
+    assert (train.steps, train.epochs, train.repeats, train.backbone) == (0, 200, 10, "train")
+
+
+def test_override_parses_values_as_toml() -> None:
+    config = Config().override(
+        [
+            "train.steps=400",
+            "train.lr = 1e-2",
+            "train.optimizer=adamw",
+            'model.weights="a=b.pth"',
+            "model.scales=[1, 3]",
+        ]
+    )
+    assert (config.train.steps, config.train.lr, config.train.optimizer) == (400, 0.01, "adamw")
+    assert (config.model.weights, config.model.scales) == ("a=b.pth", (1, 3))
+
+
+def test_integers_become_floats_where_floats_belong() -> None:
+    assert Config().override(["train.lr=1"]).train.lr == 1.0
+
+
+@pytest.mark.parametrize(
+    ("assignment", "message"),
+    [
+        ("train.stepz=1", "unknown key train.stepz"),
+        ("trian.steps=1", "unknown section 'trian'"),
+        ("steps=1", "section.key=value"),
+        ("train.steps", "section.key=value"),
+        ("train.steps=many", "train.steps must be of type int"),
+        ("train.steps=true", "train.steps must be of type int"),
+        ("model.texture=1", "model.texture must be of type bool"),
+        ("train.optimizer=adam", "choose one of sgd, adamw"),
+        ("model.scales=[]", "list of integers"),
+        ("model.scales=[0]", "at least 1"),
+        ("model.stride=5", "choose 4, 8 or 16"),
+        ("pseudo.ratio=1.5", "between 0 and 1"),
+        ("pseudo.ratio=nan", "between 0 and 1"),
+        ("train.batch=1", "between 2 and"),
+    ],
+)
+def test_bad_values_are_named(assignment: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.")):
+        Config().override([assignment])
+
+
+def test_combinations_that_learn_nothing_are_refused() -> None:
+    with pytest.raises(ConfigError, match="all 0"):
+        Config().replace(pseudo={"confetti": 0, "cutpaste": 0})
+    with pytest.raises(ConfigError, match="all 0"):
+        Config().replace(loss={"feature": 0, "score": 0, "consistency": 0})
+
+
+def test_score_constraint_needs_the_learned_score() -> None:
+    with pytest.raises(ConfigError, match=r"model\.score"):
+        Config().replace(model={"score": "distance"})
+
+
+def test_unknown_preset_lists_the_known() -> None:
+    with pytest.raises(ConfigError, match="lite, paper, tiny"):
+        Config.preset("huge")
+
+
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml"):
+        Config.load(tmp_path / "none.toml")
+    bad = tmp_path / "bad.toml"
+    bad.write_text("train = ")
+    with pytest.raises(ConfigError, match=r"bad\.toml is not valid TOML"):
+        Config.load(bad)
+    bad.write_text("train = 3\n")
+    with pytest.raises(ConfigError, match="must be a table"):
+        Config.load(bad)
+    bad.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"bad\.toml"):
+        Config.load(bad)
+
+
+def test_digest_follows_what_determines_the_weights() -> None:
+    base = Config()
+    assert base.digest() == base.replace(train={"device": "cpu", "checkpoint_every": 7}).digest()
+    assert base.digest() != base.replace(train={"seed": 1}).digest()
+    assert base.digest() != base.replace(model={"stride": 4}).digest()

@@ -1,0 +1,404 @@
+"""Image folders: the MVTec AD layout or a plain folder of good images, read into uint8 tensors of one size."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..errors import DataError
+
+MIN_SIDE = 8
+"""Images with a shorter side, in pixels, are refused."""
+
+# Not pictures, or handed by Pillow to an outside program (Ghostscript): never opened, whatever the suffix says.
+_REFUSED = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
+_SUFFIXES = {s for s, f in Image.registered_extensions().items() if f in Image.OPEN and f not in _REFUSED}
+_FORMATS = sorted(set(Image.OPEN) - _REFUSED)
+_GREY = ("1", "L", "LA", "La")
+_TOP = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1}  # the value that is white
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One image and what is known about it.
+
+    ``image`` is RGB, (3, H, W) uint8; ``mask`` its defective pixels, (H, W) bool; ``label`` 0 good or 1 anomalous;
+    ``defect`` the name of its folder, ``"good"`` or the kind of defect. ``has_mask`` is False for an anomalous image
+    whose defective pixels are unknown: its mask is all False, and pixel metrics must leave it out.
+    """
+
+    image: Tensor
+    mask: Tensor
+    label: int
+    defect: str
+    path: Path
+    has_mask: bool = True
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An image file that is not decoded yet, and its mask file if it has one."""
+
+    path: Path
+    defect: str = "good"
+    mask: Path | None = None
+
+    @property
+    def label(self) -> int:
+        """0 good, 1 anomalous."""
+        return int(self.defect != "good")
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether the defective pixels are known (a good image has none)."""
+        return self.label == 0 or self.mask is not None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a data folder; ``stray`` holds masks that belong to no defective image."""
+
+    root: Path
+    train: list[Entry]
+    test: list[Entry]
+    stray: list[Path]
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Decode an image file to its end and turn it upright as its EXIF tag says; the colour mode stays.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be decoded, is too large to be safe, or has a side shorter than 8 pixels.
+    """
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+    except Exception as error:  # on damaged files Pillow's decoders raise anything, from SyntaxError to struct.error
+        why = "not a known image format" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise DataError(f"{path}: cannot be read ({why})") from error
+    if min(image.size) < MIN_SIDE:
+        raise DataError(f"{path}: {times(image)} pixels; each side must have at least {MIN_SIDE}")
+    if image.mode == "LAB" or (image.mode in _TOP and not _in_range(image)):
+        raise DataError(f"{path}: mode {image.mode} with values that have no known range; save it with 8 or 16 bits")
+    return image
+
+
+def _in_range(image: Image.Image) -> bool:
+    values = np.asarray(image)
+    return bool(values.min() >= 0 and values.max() <= _TOP[image.mode])  # False for NaN
+
+
+def read_image(path: str | Path, size: int | None = None) -> Tensor:
+    """Read an image file as RGB, uint8, (3, H, W).
+
+    Grey images get three equal channels and an alpha channel is dropped. 16-bit values are divided by 257 (0…65535
+    to 0…255), float values must lie in [0, 1]. Of several frames the first is taken. Resizing is bilinear with
+    antialiasing and does not keep the aspect ratio.
+
+    Parameters
+    ----------
+    path : str or Path
+        Any image file that Pillow reads.
+    size : int, optional
+        Side of the square to resize to; without it the image keeps its size.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be decoded, is too large to be safe, or has a side shorter than 8 pixels.
+    """
+    return image_tensor(open_image(path), size)
+
+
+def image_tensor(image: Image.Image, size: int | None) -> Tensor:
+    """Do the work of :func:`read_image` on an image that is open."""
+    if image.mode in _TOP:  # convert() would clip 16-bit and float values instead of scaling them
+        image = Image.fromarray(np.rint(np.asarray(image) * (255 / _TOP[image.mode])).astype(np.uint8))
+    image = image.convert("L" if image.mode in _GREY else "RGB")
+    if size is not None:
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def read_mask(path: str | Path, size: int | None = None) -> Tensor:
+    """Read a mask file, bool, (H, W): a pixel that is not black is defective (in a JPEG, one of 128 or more).
+
+    Resizing takes the nearest pixel, as is usual in the field. Only where that would leave nothing at all of a small
+    defect, every pixel it touches is taken instead.
+    """
+    return mask_tensor(open_image(path), size)
+
+
+def mask_values(image: Image.Image) -> np.ndarray:
+    """Return a mask's values (H, W); of a coloured mask the largest channel, without alpha."""
+    if image.mode not in _TOP:
+        image = image.convert("L" if image.mode in _GREY else "RGB")
+    values = np.asarray(image)
+    return values.max(axis=2) if values.ndim == 3 else values
+
+
+def mask_tensor(image: Image.Image, size: int | None) -> Tensor:
+    """Do the work of :func:`read_mask` on a mask that is open."""
+    mask = mask_values(image) > (127 if image.format == "JPEG" else 0)
+    if size is not None:
+        height, width = mask.shape
+        middle = 2 * np.arange(size) + 1  # of every new pixel, in half pixels; integers, so ties are exact
+        small = mask[np.ix_(middle * height // (2 * size), middle * width // (2 * size))]
+        if mask.any() and not small.any():
+            y, x = np.nonzero(mask)
+            small[y * size // height, x * size // width] = True
+        mask = small
+    return torch.from_numpy(np.array(mask))
+
+
+def scan(root: str | Path) -> Layout:
+    """List the files of a data folder, ordered by name, without opening them; DataError if there is no such folder."""
+    try:
+        return _scan(Path(root))
+    except OSError as error:
+        raise DataError(f"cannot list {root}: {error}") from error
+
+
+def _scan(root: Path) -> Layout:
+    if not root.exists():
+        raise DataError(f"data folder {root} does not exist; check the path, or create it")
+    if not root.is_dir():
+        raise DataError(f"{root} is a file; give the folder that holds train/good, or a folder of good images")
+    if not (root / "train").exists() and not (root / "test").exists():
+        return Layout(root, [Entry(p) for p in list_images(root)], [], [])
+    test = []
+    for folder in _folders(root / "test"):
+        masks = {p.stem: p for p in list_images(root / "ground_truth" / folder.name)} if folder.name != "good" else {}
+        for path in list_images(folder):
+            test.append(Entry(path, folder.name, masks.get(f"{path.stem}_mask") or masks.get(path.stem)))
+    used = {e.mask for e in test}
+    stray = [p for f in _folders(root / "ground_truth") for p in list_images(f) if p not in used]
+    return Layout(root, [Entry(p) for p in list_images(root / "train" / "good")], test, stray)
+
+
+def list_images(folder: Path) -> list[Path]:
+    """List image files by suffix; hidden files (``._a.png``) and a missing folder give none."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(p for p in found if p.suffix.lower() in _SUFFIXES and p.name[0] != "." and p.is_file())
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".") if folder.is_dir() else []
+
+
+def missing_good(layout: Layout) -> str | None:
+    """Say what to do if a folder has no good training images; None if it has."""
+    root, good = layout.root, layout.root / "train" / "good"
+    categories = [f.name for f in _folders(root) if (f / "train" / "good").is_dir()]
+    if layout.train:
+        return None
+    if categories:
+        return f"{root} holds several categories ({few(categories)}); choose one, such as {root / categories[0]}"
+    if good.is_dir():
+        return f"{good} holds no image; put good images there"
+    if (root / "train").exists() or (root / "test").exists():
+        return f"{root} has no train/good; put the good images for training there"
+    return f"{root} is empty or holds no images; put good images into it, or into train/good below it"
+
+
+def map_threads(function: Callable[[T], R], items: Sequence[T], what: str | None) -> Iterator[R]:
+    """Map in order over a few threads (Pillow decodes outside the GIL); a bar named ``what`` shows after 2 seconds."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        yield from tqdm(pool.map(function, items), what, len(items), leave=False, delay=2, disable=what is None)
+
+
+class Split(Sequence[Sample]):
+    """The samples of a training or test set, all of one size; ``split[i]`` is a :class:`Sample`.
+
+    Made by :class:`AnomalyFolder`. Pixels are kept in memory as uint8, or decoded at each use if they do not fit.
+    """
+
+    def __init__(self, entries: Sequence[Entry], size: int, pixels: tuple[Tensor, Tensor] | None) -> None:
+        self._entries, self._pixels, self.size = list(entries), pixels, size
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int) -> Sample:  # type: ignore[override]  # subset() is what a slice would be
+        entry = self._entries[index]
+        images, masks = self.batch([index])
+        return Sample(images[0], masks[0], entry.label, entry.defect, entry.path, entry.has_mask)
+
+    def batch(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """Return the chosen images (B, 3, H, W) uint8 and masks (B, H, W) bool."""
+        index = torch.as_tensor(indices, dtype=torch.long)
+        if self._pixels is not None:
+            return self._pixels[0][index], self._pixels[1][index]
+        images, masks, faults = _decode([self._entries[i] for i in index.tolist()], self.size, None)
+        if faults:
+            raise DataError(few(list(faults.values())))
+        return images, masks
+
+    def subset(self, indices: Sequence[int] | Tensor) -> Split:
+        """Return the chosen samples as a split of their own."""
+        index = torch.as_tensor(indices, dtype=torch.long)
+        return Split([self._entries[i] for i in index.tolist()], self.size, self._pixels and self.batch(index))
+
+    def images(self) -> Tensor:
+        """Return all images, (M, 3, H, W) uint8. This is the memory the split itself uses: do not write to it."""
+        return (self._pixels or self.batch(range(len(self))))[0]
+
+    def masks(self) -> Tensor:
+        """Return all masks, (M, H, W) bool; where :attr:`has_mask` is False they say nothing. Do not write to it."""
+        return (self._pixels or self.batch(range(len(self))))[1]
+
+    def labels(self) -> Tensor:
+        """Return 0 (good) or 1 (anomalous) for every image, (M,) int64."""
+        return torch.tensor([e.label for e in self._entries], dtype=torch.long)
+
+    @property
+    def has_mask(self) -> Tensor:
+        """Whether each image's defective pixels are known, (M,) bool: True for good images and those with a mask."""
+        return torch.tensor([e.has_mask for e in self._entries], dtype=torch.bool)
+
+    @property
+    def defects(self) -> list[str]:
+        """The defect of every image, ``"good"`` for good ones."""
+        return [e.defect for e in self._entries]
+
+    @property
+    def paths(self) -> list[Path]:
+        """The file of every image."""
+        return [e.path for e in self._entries]
+
+    @property
+    def mask_paths(self) -> list[Path | None]:
+        """The mask file of every image, None where there is none."""
+        return [e.mask for e in self._entries]
+
+
+class AnomalyFolder:
+    """A data folder in the layout of MVTec AD, or a plain folder of good images.
+
+    The layout is ``train/good/*``, ``test/good/*``, ``test/<defect>/*`` and, optionally per image,
+    ``ground_truth/<defect>/<stem>_mask.*`` or ``<stem>.*``. In a plain folder all images directly below it are good
+    and for training, and the test split is empty. Files that are not images by their suffix, and hidden files, are
+    ignored. All files are decoded once, here, so that a damaged one is found now and not after hours of training.
+
+    Parameters
+    ----------
+    root : str or Path
+        The folder.
+    size : int
+        Side in pixels of the square that images and masks are resized to, see :func:`read_image`, :func:`read_mask`.
+    skip_bad : bool
+        Leave out files that cannot be used, with a warning that lists them, instead of raising.
+    cache_bytes : int
+        Memory for decoded pixels. A split that does not fit is decoded anew at each use.
+
+    Attributes
+    ----------
+    train, test : Split
+        The training split (all good) and the test split (may be empty).
+
+    Raises
+    ------
+    DataError
+        If the folder is missing or empty, has no good images, or holds an image or mask that cannot be used: damaged,
+        cut short, too large or too small, or a mask of another size than its image.
+    """
+
+    def __init__(
+        self, root: str | Path, *, size: int = 256, skip_bad: bool = False, cache_bytes: int = 2 * 1024**3
+    ) -> None:
+        if size < MIN_SIDE:
+            raise ValueError(f"size must be at least {MIN_SIDE}, got {size}")
+        layout = scan(root)
+        if missing := missing_good(layout):
+            raise DataError(missing)
+        self.root, self.size = layout.root, size
+        splits: list[Split] = []
+        faults: list[str] = []
+        for name, entries in (("train", layout.train), ("test", layout.test)):
+            keep = len(entries) * 4 * size**2 <= cache_bytes
+            cache_bytes -= len(entries) * 4 * size**2 * keep
+            images, masks, bad = _decode(entries, size, f"reading {name}", keep)
+            split = Split(entries, size, (images, masks) if keep else None)
+            splits.append(split.subset([i for i in range(len(entries)) if i not in bad]) if bad else split)
+            faults += bad.values()
+        self.train, self.test = splits
+        if faults:
+            found = f"{len(faults)} of {len(layout.train) + len(layout.test)} images"
+            if not skip_bad:
+                raise DataError(f"{found} cannot be used: {few(faults)}; repair them, or skip bad files")
+            warnings.warn(f"skipped {found}: {few(faults)}", stacklevel=2)
+            if not self.train:
+                raise DataError(f"{root} has no good image that can be read")
+
+    def fingerprint(self) -> str:
+        """Return the SHA-256 (hex) of the files in use: relative paths and contents of images and masks."""
+        files = [p for s in (self.train, self.test) for p in (*s.paths, *s.mask_paths) if p is not None]
+        digest = hashlib.sha256()
+        for path, content in zip(files, map_threads(_sha256, files, "hashing"), strict=True):
+            digest.update(f"{path.relative_to(self.root).as_posix()}\0{content}\n".encode())
+        return digest.hexdigest()
+
+
+def _decode(
+    entries: Sequence[Entry], size: int, what: str | None, keep: bool = True
+) -> tuple[Tensor, Tensor, dict[int, str]]:
+    """Decode entries; returns images, masks (both of length 0 unless ``keep``) and faults by position."""
+    images = torch.zeros((len(entries) * keep, 3, size, size), dtype=torch.uint8)
+    masks = torch.zeros((len(entries) * keep, size, size), dtype=torch.bool)
+
+    def read(i: int) -> str | None:
+        entry = entries[i]
+        try:
+            image = open_image(entry.path)
+            pixels = image_tensor(image, size)
+            mask = None if entry.mask is None else open_image(entry.mask)
+        except DataError as error:
+            return str(error)
+        if mask is not None and mask.size != image.size:
+            return f"{entry.mask}: {mismatch(mask, image)}"
+        if keep:
+            images[i] = pixels
+            if mask is not None:
+                masks[i] = mask_tensor(mask, size)
+        return None
+
+    found = enumerate(map_threads(read, range(len(entries)), what))
+    return images, masks, {i: fault for i, fault in found if fault}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def mismatch(mask: Image.Image, image: Image.Image) -> str:
+    """Word the fault of a mask that does not fit its image."""
+    return f"the mask has {times(mask)} pixels, its image {times(image)}"
+
+
+def times(image: Image.Image) -> str:
+    """Word an image's size, width first."""
+    return f"{image.width}x{image.height}"
+
+
+def few(items: Sequence[str], limit: int = 5) -> str:
+    """Join the first few items and count the rest."""
+    return "; ".join(items[:limit]) + (f"; and {len(items) - limit} more" if len(items) > limit else "")

@@ -1,0 +1,165 @@
+"""Check a data folder in one pass and list everything that is wrong with it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import DataError
+from .folder import (
+    Entry,
+    Layout,
+    image_tensor,
+    map_threads,
+    mask_tensor,
+    mask_values,
+    mismatch,
+    missing_good,
+    open_image,
+    scan,
+    times,
+)
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """A file and what is the matter with it; a notice, unlike a fault, does no harm."""
+
+    path: Path
+    reason: str
+    fault: bool = True
+
+
+@dataclass
+class VerifyReport:
+    """What :func:`verify` found.
+
+    Attributes
+    ----------
+    root : Path
+        The folder.
+    counts : dict of str to (int, int)
+        Images and masks of each image folder, such as ``"test/scratch"``.
+    sizes, modes : Counter
+        Images per size (``"640x480"``, upright) and per Pillow colour mode (``"RGB"``, ``"L"``, ``"I;16"``).
+    findings : list of Finding
+        Faults and notices, ordered by path.
+    """
+
+    root: Path
+    counts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    sizes: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def faults(self) -> list[Finding]:
+        """What must be mended: files that cannot be used, or data that would give wrong numbers."""
+        return [f for f in self.findings if f.fault]
+
+    @property
+    def notices(self) -> list[Finding]:
+        """What is worth knowing but does no harm."""
+        return [f for f in self.findings if not f.fault]
+
+    def lines(self, limit: int = 20) -> list[str]:
+        """Return the report as plain lines, with at most ``limit`` faults and ``limit`` notices."""
+        out = [str(self.root)]
+        for name, (images, masks) in self.counts.items():
+            out.append(f"  {name}: {images} images" + (f", {masks} masks" if masks else ""))
+        for name, counter in (("sizes", self.sizes), ("colour modes", self.modes)):
+            listed = ", ".join(f"{key} ({count})" for key, count in counter.most_common(5))
+            out.append(f"  {name}: {listed}" + (f", {len(counter) - 5} others" if len(counter) > 5 else ""))
+        for kind, found in (("fault", self.faults), ("notice", self.notices)):
+            out += [f"{kind}: {f.path.relative_to(self.root).as_posix()}: {f.reason}" for f in found[:limit]]
+            out += [f"... and {len(found) - limit} more {kind}s"] if len(found) > limit else []
+        return [*out, f"{len(self.faults)} faults, {len(self.notices)} notices"]
+
+
+def verify(root: str | Path) -> VerifyReport:
+    """Check a data folder completely, without stopping at the first fault.
+
+    Faults: no good images; an image or mask that cannot be read; a mask of another size than its image, empty, of a
+    good image, or of no image; the same pixels in the training and the test split. Notices: a defective image without
+    a mask; a mask that is not binary or marks every pixel; the same pixels twice in one split; a test split with good
+    or with defective images only; folders below ``train`` that are not used.
+
+    Raises
+    ------
+    DataError
+        If there is no such folder.
+    """
+    layout = scan(root)
+    report = VerifyReport(layout.root)
+    first: dict[bytes, int] = {}
+    entries = layout.train + layout.test
+    for i, (found, image, digest) in enumerate(map_threads(_inspect, entries, "checking images")):
+        name = entries[i].path.parent.relative_to(layout.root).as_posix()
+        images, masks = report.counts.get(name, (0, 0))
+        report.counts[name] = images + 1, masks + (entries[i].mask is not None)
+        report.findings += found
+        if image:
+            report.sizes[image[0]] += 1
+            report.modes[image[1]] += 1
+            j = first.setdefault(digest, i)
+            if j != i:
+                same = f"same pixels as {entries[j].path.relative_to(layout.root).as_posix()}"
+                report.findings.append(Finding(entries[i].path, same, j < len(layout.train) <= i))
+    report.findings += _check_layout(layout)
+    report.findings.sort()
+    return report
+
+
+def _inspect(entry: Entry) -> tuple[list[Finding], tuple[str, str] | None, bytes]:
+    """Check one image and its mask; returns findings, the image's size and mode, and a hash of its pixels."""
+    found: list[Finding] = []
+    image = _open(entry.path, found)
+    about, digest = None, b""
+    if image is not None:
+        about = times(image), image.mode
+        digest = hashlib.sha256(about[0].encode() + image_tensor(image, None).numpy().tobytes()).digest()
+    if not entry.has_mask:
+        found.append(Finding(entry.path, "no mask; pixel metrics cannot use it", fault=False))
+    if entry.mask is None or (mask := _open(entry.mask, found)) is None:
+        return found, about, digest
+    marked, values = mask_tensor(mask, None), mask_values(mask)
+    if image is not None and mask.size != image.size:
+        found.append(Finding(entry.mask, mismatch(mask, image)))
+    if not marked.any():
+        found.append(Finding(entry.mask, "the mask of a defective image is empty"))
+    elif marked.all():
+        found.append(Finding(entry.mask, "the mask marks every pixel", fault=False))
+    if ((values != 0) & (values != values.max())).any():
+        found.append(Finding(entry.mask, "the mask is not binary; read_mask says what counts", fault=False))
+    return found, about, digest
+
+
+def _open(path: Path, found: list[Finding]) -> Image.Image | None:
+    try:
+        return open_image(path)
+    except DataError as error:
+        found.append(Finding(path, str(error).removeprefix(f"{path}: ")))
+        return None
+
+
+def _check_layout(layout: Layout) -> list[Finding]:
+    found: list[Finding] = []
+    if missing := missing_good(layout):
+        found.append(Finding(layout.root, missing))
+    for path in layout.stray:
+        mask = _open(path, found)
+        if path.parent.name != "good":
+            found.append(Finding(path, "mask without an image, or a second mask of one"))
+        elif mask is not None and mask_tensor(mask, None).any():
+            found.append(Finding(path, "mask that marks defects in a good image"))
+        elif mask is not None:
+            found.append(Finding(path, "empty mask of a good image; not used", fault=False))
+    if len({e.label for e in layout.test}) == 1:
+        lacks = "good" if layout.test[0].label else "defective"
+        found.append(Finding(layout.root / "test", f"no {lacks} images; AUROC is undefined", fault=False))
+    unused = [p for p in layout.root.glob("train/*/") if p.name != "good" and p.is_dir()]
+    return found + [Finding(p, "not used; only train/good is trained on", fault=False) for p in unused]

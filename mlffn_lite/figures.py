@@ -1,0 +1,260 @@
+"""Figures: heatmap overlays and panels, ROC and PRO curves, histograms of scores, training curves.
+
+Every function returns a :class:`matplotlib.figure.Figure` of its own, never one of pyplot's: it works on a server and
+in a notebook alike, and looks the same whatever style is set there. Colours tell apart under colour-vision deficiency;
+figures are white, 9 inches wide, with type of at least 8 pt. Arrays may be NumPy's, or tensors on any device.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from .runs import write_atomic
+
+COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "black": "#222222"}
+"""Okabe and Ito's palette, whose colours stay apart under every common colour-vision deficiency."""
+
+WIDTH, DPI = 9.0, 144
+# Inferno without its pale end, which would wash the image out under an overlay.
+_CMAP = ListedColormap(mpl.colormaps["inferno"](np.linspace(0, 0.86, 256)), "inferno_short")
+# The defaults of everything that shows, so that no matplotlibrc or style of the caller leaks in.
+_SHOWS = r"(axes|contour|figure|font|grid|hatch|image|legend|lines|mathtext|patch|path|savefig|text|[xy]tick)\."
+_STYLE = {key: value for key, value in mpl.rcParamsDefault.items() if re.match(_SHOWS, key)} | {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#DDDDDD",
+    "legend.frameon": False,
+}
+
+
+def overlay(image: Any, score_map: Any, vmin: float, vmax: float, alpha: float = 0.6) -> np.ndarray:
+    """Lay a score map over its image, the stronger the higher the score; pixels at or below ``vmin`` stay untouched.
+
+    Parameters
+    ----------
+    image, score_map : array
+        (3, H, W) uint8, and (H, W).
+    vmin, vmax : float
+        Scores at the cold and the hot end of the colours; take one scale for all images of a detector.
+    alpha : float
+        Opacity at the hot end, 0 to 1.
+
+    Returns
+    -------
+    ndarray
+        (H, W, 3), uint8.
+    """
+    image, heat = _array(image), _array(score_map)
+    if image.ndim != 3 or image.shape[0] != 3 or image.dtype != np.uint8 or heat.shape != image.shape[1:]:
+        raise ValueError(f"need image (3, H, W) uint8 and map (H, W), got {image.shape} {image.dtype}, {heat.shape}")
+    if np.isnan(heat).any():
+        raise ValueError("the score map holds NaN, which has no colour")
+    heat = _scale(vmin, vmax)(heat.astype(np.float64)).filled(0)
+    weight = alpha * (heat**2 * (3 - 2 * heat))[..., None]  # smoothstep: faint scores hardly show
+    mixed = (1 - weight) * image.transpose(1, 2, 0) + weight * 255 * _CMAP(heat)[..., :3]
+    return np.rint(mixed).astype(np.uint8)
+
+
+@mpl.rc_context(_STYLE)
+def heatmap_panel(
+    images: Any,
+    maps: Any,
+    *,
+    vmin: float,
+    vmax: float,
+    masks: Any = None,
+    scores: Sequence[float] | None = None,
+    labels: Sequence[bool] | None = None,
+    titles: Sequence[str] | None = None,
+) -> Figure:
+    """Show a row per image: image, image with the outline of its mask, score map, overlay; one colour scale for all.
+
+    Parameters
+    ----------
+    images, maps : array
+        (M, 3, H, W) uint8, and (M, H, W); M at least 1.
+    vmin, vmax : float
+        Ends of the colour scale.
+    masks : array, optional
+        (M, H, W), true where defective; without it that column is left out.
+    scores, labels, titles : sequence, optional
+        Per row: image score, whether it is anomalous, name; written on the left.
+    """
+    images, maps = _array(images), _array(maps)
+    masks = None if masks is None else _array(masks).astype(bool)
+    if not len(images) or len(images) != len(maps) or (masks is not None and masks.shape != maps.shape):
+        raise ValueError("images, maps and masks must hold the same number of images, at least one, of one size")
+    columns = ["image", *(["ground truth"] if masks is not None else []), "score map", "overlay"]
+    height = (WIDTH - 2.2) / len(columns) * images.shape[2] / images.shape[3]  # of a row; the rest is text and bar
+    figure = _figure(len(images) * (height + 0.06) + 0.45)
+    axes = figure.subplots(len(images), len(columns), squeeze=False)
+    for i, row in enumerate(axes):
+        picture = images[i].transpose(1, 2, 0)
+        for ax, column in zip(row, columns, strict=True):
+            shown = {"score map": maps[i], "overlay": overlay(images[i], maps[i], vmin, vmax)}.get(column, picture)
+            ax.imshow(shown, cmap=_CMAP, vmin=vmin, vmax=vmax, interpolation="antialiased")
+            ax.set(xticks=[], yticks=[], title=column if i == 0 else "")
+            ax.spines[:].set_visible(False)
+        if masks is not None:
+            _outline(row[1], masks[i])
+        text = [titles[i]] if titles is not None and titles[i] else []
+        text += [] if labels is None else ["anomalous" if labels[i] else "good"]
+        text += [] if scores is None else [f"score {scores[i]:.2f}"]
+        row[0].set_ylabel("\n".join(text), rotation=0, ha="right", va="center", labelpad=6)
+    shrink = min(1.0, 3.5 / (len(images) * height))
+    bar = ScalarMappable(_scale(vmin, vmax), _CMAP)
+    figure.colorbar(bar, ax=axes, label="score", extend="both", shrink=shrink, aspect=22, pad=0.015)
+    figure.draw_without_rendering()  # each layout starts from the last: freeze the first, so that every drawing agrees
+    figure.set_layout_engine("none")
+    return figure
+
+
+@mpl.rc_context(_STYLE)
+def curve_figure(image_roc: Any, pixel_roc: Any, region: Any, *, limit: float = 0.3) -> Figure:
+    """Draw the ROC curves of images and pixels, and the PRO curve up to ``limit``, areas in the legends.
+
+    Parameters
+    ----------
+    image_roc, pixel_roc : pair of arrays
+        False and true positive rates, as :func:`mlffn_lite.metrics.roc_curve` returns them; NaN where undefined.
+    region : pair of arrays
+        False positive rate and mean overlap, as :func:`mlffn_lite.metrics.region_curve` returns them.
+    limit : float
+        Largest false positive rate of the PRO curve.
+    """
+    figure = _figure(3.7)
+    left, right = figure.subplots(1, 2)
+    _curve(left, image_roc, 1.0, "image AUROC", COLOURS["blue"], "-")
+    _curve(left, pixel_roc, 1.0, "pixel AUROC", COLOURS["orange"], "--")
+    left.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1), ylim=(0, 1.01))
+    _curve(right, region, limit, "PRO", COLOURS["green"], "-")
+    right.set(title=f"PRO, up to a false positive rate of {limit:g}", xlabel="false positive rate of pixels")
+    right.set(ylabel="mean share of a region found", xlim=(-0.01 * limit, limit), ylim=(0, 1.01))
+    for ax, end in ((left, 1.0), (right, limit)):
+        ax.plot([0, end], [0, end], color="#888888", lw=1, ls=":", label="chance")
+        ax.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+    return figure
+
+
+@mpl.rc_context(_STYLE)
+def score_histogram(scores: Any, labels: Any, threshold: float | None = None) -> Figure:
+    """Draw image scores (M,) of good and anomalous images, labels (M,) true where anomalous, with the threshold."""
+    scores, labels = _array(scores).astype(np.float64), _array(labels).astype(bool)
+    if scores.ndim != 1 or scores.shape != labels.shape or not len(scores):
+        raise ValueError(f"scores and labels must both be (M,), M at least 1, got {scores.shape} and {labels.shape}")
+    figure = _figure(3.0)
+    ax = figure.subplots()
+    edges = np.histogram_bin_edges(scores, bins=30)
+    for name, part, key, hatch in (("good", ~labels, "blue", None), ("anomalous", labels, "orange", "////")):
+        look: dict[str, Any] = {"edgecolor": COLOURS[key], "facecolor": to_rgba(COLOURS[key], 0.35), "hatch": hatch}
+        ax.hist(scores[part], list(edges), histtype="stepfilled", label=f"{name} ({part.sum()})", **look)
+    if threshold is not None:
+        ax.axvline(threshold, color=COLOURS["black"], lw=1.5, ls="--", label=f"threshold {threshold:.3g}")
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(xlabel="image score", ylabel="images")
+    ax.legend()
+    return figure
+
+
+@mpl.rc_context(_STYLE)
+def training_curves(history: pd.DataFrame) -> Figure:
+    """Draw the loss terms, on a logarithmic axis, and the learning rate over the steps of a training history.
+
+    Parameters
+    ----------
+    history : DataFrame
+        Columns ``step``, ``total``, ``feature``, ``score``, ``consistency`` and, if present, ``lr``, as in
+        ``history.csv``. Terms that are 0 throughout were left out of the loss and are not drawn.
+    """
+    if not {"step", "total"} <= set(history.columns) or history.empty:
+        raise ValueError("the history has no steps; it needs the columns step and total and at least one row")
+    figure = _figure(3.4)
+    left, right = figure.subplots(1, 2, width_ratios=[2, 1])
+    terms = ("total", "feature", "score", "consistency")
+    for name, colour, style in zip(terms, COLOURS.values(), ("-", "--", "-.", ":"), strict=False):
+        if name in history and (history[name] > 0).any():
+            left.plot(history["step"], history[name], color=colour, lw=0.7, alpha=0.35)
+            smooth = history[name].rolling(max(1, len(history) // 20), min_periods=1).mean()
+            left.plot(history["step"], smooth, color=colour, lw=1.8, ls=style, label=name)
+    left.set(xlabel="step", ylabel="loss", title="Loss terms", yscale="log")
+    left.legend(ncols=2)
+    if "lr" in history:
+        right.plot(history["step"], history["lr"], color=COLOURS["black"], lw=1.8)
+    right.set(xlabel="step", ylabel="learning rate", title="Learning rate", ylim=(0, None))
+    right.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    return figure
+
+
+@mpl.rc_context(_STYLE)
+def png_bytes(figure: Figure, *, alt: str, caption: str | None = None) -> bytes:
+    """Render a figure as PNG: the same bytes every time, ``alt`` in its field Description, ``caption`` in Comment."""
+    if not alt.strip():
+        raise ValueError("alt must describe the figure to someone who cannot see it")
+    buffer = io.BytesIO()
+    metadata = {"Software": None, "Description": alt} | ({"Comment": caption} if caption else {})
+    figure.savefig(buffer, format="png", dpi=DPI, metadata=metadata, facecolor="white", pil_kwargs={"optimize": True})
+    return buffer.getvalue()
+
+
+def save_figure(figure: Figure, path: str | Path, *, alt: str, caption: str | None = None) -> Path:
+    """Write a figure as :func:`png_bytes` renders it, whole or not at all; returns the path."""
+    write_atomic(Path(path), png_bytes(figure, alt=alt, caption=caption))
+    return Path(path)
+
+
+def _figure(height: float) -> Figure:
+    x, y = 0.08 / WIDTH, 0.08 / height  # a margin, so that nothing touches a rounded frame
+    return Figure((WIDTH, height), DPI, layout=ConstrainedLayoutEngine(rect=(x, y, 1 - 2 * x, 1 - 2 * y)))
+
+
+def _array(x: Any) -> np.ndarray:
+    return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
+
+
+def _scale(vmin: float, vmax: float) -> Normalize:
+    if not vmin < vmax:
+        raise ValueError(f"the colour scale must rise, got vmin {vmin} and vmax {vmax}")
+    return Normalize(vmin, vmax, clip=True)
+
+
+def _outline(ax: Axes, mask: np.ndarray) -> None:
+    padded = np.pad(mask, 1).astype(float)  # so that a defect at the border has an outline too
+    if mask.any():
+        height, width = mask.shape
+        lines = ax.contour(range(-1, width + 1), range(-1, height + 1), padded, [0.5], colors="#00E5FF", linewidths=1.2)
+        lines.set_path_effects([withStroke(linewidth=2.6, foreground="black")])
+        ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
+def _curve(ax: Axes, curve: Any, limit: float, name: str, colour: str, style: str) -> None:
+    x, y = (_array(v).astype(np.float64) for v in curve)
+    if np.isnan(x).any() or np.isnan(y).any():
+        ax.plot([], [], color=colour, ls=style, label=f"{name} undefined")
+        return
+    inside = x <= limit
+    x, y = np.append(x[inside], limit), np.append(y[inside], np.interp(limit, x, y))
+    area = np.trapezoid(y, x) / limit
+    grid = np.linspace(0, 1, 2001)  # pixel curves have millions of points; keep those that can show
+    keep = np.unique(np.concatenate([np.searchsorted(x, limit * grid), np.searchsorted(y, grid), [len(x) - 1]]))
+    keep = keep[keep < len(x)]
+    ax.plot(x[keep], y[keep], color=colour, ls=style, lw=1.8, label=f"{name} {100 * area:.1f} %")

@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from mlffn_lite.backbones import Backbone, build_backbone
+from mlffn_lite.errors import ConfigError, WeightsError
+
+
+@pytest.fixture(scope="module")
+def lite0() -> Backbone:
+    return build_backbone("efficientnet_lite0").eval()
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "resnet50", "mobilenetv3_small_100"])
+@pytest.mark.parametrize("size", [(64, 64), (8, 8), (37, 50)])
+def test_levels_have_strides_4_8_16(name: str, size: tuple[int, int]) -> None:
+    backbone = build_backbone(name, "none").eval()
+    levels = backbone(torch.rand(2, 3, *size))
+    assert len(levels) == 3
+    for level, stride, channels in zip(levels, (4, 8, 16), backbone.channels, strict=True):
+        assert level.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
+
+
+def test_offline_weights_are_a_working_imagenet_model() -> None:
+    """A pretrained stem has smooth oriented filters; and shuffled names would break the batch statistics."""
+    torch.manual_seed(0)
+    backbone = build_backbone("efficientnet_lite0").eval()
+    whole: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    assert (whole.default_cfg["mean"], whole.default_cfg["std"]) == ((0.5,) * 3, (0.5,) * 3)
+    assert backbone.mean.flatten().tolist() == [0.5] * 3
+    weight = backbone.body.conv_stem.weight
+    neighbours = torch.corrcoef(torch.stack([weight[..., :-1].flatten(), weight[..., 1:].flatten()]))[0, 1]
+    assert neighbours > 0.3  # random filters: about 0
+    # Running statistics must fit what the layers before them put out, here on smooth random pictures.
+    smooth = torch.nn.functional.interpolate(torch.rand(8, 3, 12, 12), size=128, mode="bicubic").clamp(0, 1)
+    with torch.no_grad():
+        levels = backbone(smooth)
+    assert all(0.05 < float(level.std()) < 20 for level in levels)
+
+
+def test_late_stages_are_left_out(lite0: Backbone) -> None:
+    assert sum(p.numel() for p in lite0.parameters()) < 1e6  # the whole network has 4.65 million
+
+
+def test_normalisation_is_applied_once(lite0: Backbone) -> None:
+    images = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(lite0(images)[0], lite0.body((images - 0.5) / 0.5)[0])
+
+
+@pytest.mark.parametrize(
+    ("mode", "statistics", "weights"), [("train", True, True), ("batch_stats", True, False), ("frozen", False, False)]
+)
+def test_modes_change_what_they_say(mode: Any, statistics: bool, weights: bool) -> None:
+    backbone = build_backbone("resnet18", "none").set_mode(mode).train()
+    before = {k: v.clone() for k, v in backbone.state_dict().items()}
+    levels = backbone(torch.rand(2, 3, 32, 32))
+    assert levels[0].requires_grad == weights
+    if weights:
+        sum(level.sum() for level in levels).backward()
+        assert all(p.grad is not None for p in backbone.parameters())
+    changed = any(not torch.equal(v, before[k]) for k, v in backbone.state_dict().items() if "running" in k)
+    assert changed == statistics
+    assert not backbone.eval().body.training
+
+
+def test_weights_from_files(tmp_path: Path, lite0: Backbone) -> None:
+    state = timm.create_model("tf_efficientnet_lite0", pretrained=False).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    torch.save(state, tmp_path / "w.pth")
+    for name in ("w.safetensors", "w.pth"):
+        backbone = build_backbone("efficientnet_lite0", str(tmp_path / name))
+        assert torch.equal(backbone.body.conv_stem.weight, state["conv_stem.weight"])
+
+
+def test_misfit_and_damaged_weights_are_refused(tmp_path: Path) -> None:
+    save_file(timm.create_model("mobilenetv3_small_100").state_dict(), tmp_path / "other.safetensors")
+    (tmp_path / "bad.pth").write_bytes(b"PK\x03\x04 not a weights file")
+    (tmp_path / "bad.safetensors").write_bytes(b"\x00" * 5)
+    with pytest.raises(WeightsError, match="does not fit the backbone"):
+        build_backbone("efficientnet_lite0", str(tmp_path / "other.safetensors"))
+    for name in ("bad.pth", "bad.safetensors"):
+        with pytest.raises(WeightsError, match="cannot read weights"):
+            build_backbone("resnet18", str(tmp_path / name))
+    with pytest.raises(WeightsError, match="does not exist"):
+        build_backbone("resnet18", str(tmp_path / "none.pth"))
+
+
+def test_a_pickle_is_never_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return builtins.exec, (f"open({str(tmp_path / 'ran')!r}, 'w')",)
+
+    torch.save({"w": Evil()}, tmp_path / "evil.pth")
+    with pytest.raises(WeightsError):
+        build_backbone("resnet18", str(tmp_path / "evil.pth"))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_no_weights_and_no_network_names_file_and_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from urllib.error import URLError
+
+    def refuse(*_: object, **__: object) -> None:
+        raise URLError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    with pytest.raises(WeightsError, match=r"resnet18-f37072fd\.pth.*put it into") as caught:
+        build_backbone("resnet18", "default")
+    assert str(tmp_path / "checkpoints") in str(caught.value)
+
+
+def test_a_copy_placed_by_hand_is_used_and_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torchvision
+
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    state = torchvision.models.resnet18().state_dict()
+    target = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    torch.save(state, target)
+    with pytest.raises(WeightsError, match="checksum"):  # random weights are not the published file
+        build_backbone("resnet18", "default")
+
+
+def test_unknown_or_unfit_models_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown backbone 'nonesuch'"):
+        build_backbone("nonesuch", "none")
+    with pytest.raises(ConfigError, match="strides 4, 8 and 16"):
+        build_backbone("vit_tiny_patch16_224", "none")
+    with pytest.raises(WeightsError, match="no installed package"):
+        build_backbone("resnet50", "offline")

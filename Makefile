@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 WORKERS ?= 2
 
-.PHONY: demo test lint lock data clean
+.PHONY: demo test lint lock data figures clean
 
 demo: $(READY)  ## train on one bundled category and write a report
 	$(BIN)/mlffn demo
@@ -25,6 +25,9 @@ lock: $(READY)  ## resolve requirements.lock anew from pyproject.toml
 
 data: $(READY)  ## draw the bundled images anew into build/miniparts
 	$(BIN)/python -m mlffn_lite.datasets.mini build/miniparts
+
+figures: demo  ## the picture in the README
+	mkdir -p figures && cp runs/demo/heatmaps.png figures/demo_heatmaps.png
 
 clean:  ## remove what the other targets made
 	rm -rf .venv build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,0 +1,244 @@
+"""The command ``mlffn``: demo, data, train, evaluate, predict. User errors are one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .config import PRESETS, Config
+from .errors import CheckpointError, ConfigError, DataError, MlffnError
+
+if TYPE_CHECKING:  # torch takes seconds to import; `mlffn --help` shall not
+    from .datasets.folder import AnomalyFolder
+    from .detector import AnomalyDetector
+
+app = typer.Typer(
+    name="mlffn",
+    help="Image anomaly detection with the multi-level feature fusion network.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data_app = typer.Typer(help="Check data folders, list and download public sets.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+out = Console(highlight=False, soft_wrap=True)
+
+DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="MVTec-layout folder, or a folder of good images.")]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mlffn train` wrote.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default CUDA if there is one.")]
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+    """Image anomaly detection with the multi-level feature fusion network."""
+
+
+@app.command()
+def demo(
+    category: Annotated[str, typer.Option(help="MiniParts category.")] = "flange",
+    folder: Annotated[Path, typer.Option("--out", help="Where to write the run and its report.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
+    device: Device = None,
+) -> None:
+    """Train on one MiniParts category, evaluate, and write a one-page report (a few minutes on two cores)."""
+    from .datasets.mini import CATEGORIES, miniparts_path
+
+    if category not in CATEGORIES:
+        raise ConfigError(f"unknown MiniParts category {category!r}; choose one of {', '.join(CATEGORIES)}")
+    from .demo import clear_run, demo_config, write_run_report
+    from .detector import AnomalyDetector
+
+    config = demo_config(seed, device or "auto")
+    clear_run(folder)
+    parts = open_folder(miniparts_path() / category, config.data.size, skip_bad=False)
+    detector = AnomalyDetector(config).fit(parts, out=folder)
+    measured, prediction = detector.evaluate_split(parts.test)
+    result = complete(detector, parts, folder, "lite, 128 px, 300 steps", measured)
+    report = write_run_report(folder, detector, parts, result, prediction)
+    out.print(f"Report: {report.resolve()}")
+
+
+@app.command()
+def train(
+    data: DataFolder,
+    folder: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "lite",
+    config_file: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Random seed (train.seed).")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: train.steps=400.")] = None,
+    device: Device = None,
+    devices: Annotated[int, typer.Option(help="Devices to train on; more than 1 needs the [distributed] extra.")] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Train a detector on good images, evaluate it on the test images if there are any, and write a run folder."""
+    config = Config.load(config_file) if config_file else Config.preset(preset)
+    config = config.override(settings or [])
+    config = config.replace(train={k: v for k, v in (("seed", seed), ("device", device)) if v is not None})
+    source = str(config_file) if config_file else preset
+
+    from .detector import AnomalyDetector
+    from .runs import METRICS
+    from .training import Interrupted
+
+    check_folder(folder, resume)
+    if (folder / METRICS).exists():
+        out.print(f"{folder} is complete already; see {folder / METRICS}")
+        return
+    parts = open_folder(data, config.data.size, skip_bad)
+    fabric = launch(config.train.device, devices) if devices > 1 else None
+    try:
+        detector = AnomalyDetector(config).fit(parts, out=folder, resume=resume, fabric=fabric)
+    except Interrupted as stop:
+        if fabric is None or fabric.global_rank == 0:
+            out.print(f"Stopped after step {stop.step}; go on with the same command and --resume.")
+        raise typer.Exit(130) from stop
+    if fabric is None or fabric.global_rank == 0:
+        measured = detector.evaluate(parts) if len(parts.test) else {}
+        complete(detector, parts, folder, source, measured)
+
+
+@app.command()
+def evaluate(run: RunFolder, data: DataFolder, device: Device = None, skip_bad: SkipBad = False) -> None:
+    """Measure a trained detector on the test images of a folder and print the metrics."""
+    from .detector import AnomalyDetector
+
+    detector = AnomalyDetector.load(run, device=device)
+    result = detector.evaluate(open_folder(data, detector.config.data.size, skip_bad))
+    print_metrics({**result, **detector.environment()})
+
+
+@app.command()
+def predict(
+    run: RunFolder,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files or folders of them.")],
+    folder: Annotated[Path, typer.Option("--out", help="Where to write heatmaps and scores.csv.")],
+    device: Device = None,
+    skip_bad: SkipBad = False,
+) -> None:
+    """Score images: heatmap overlays on a fixed colour scale, and scores.csv."""
+    from .detector import AnomalyDetector
+    from .prediction import write_predictions
+
+    detector = AnomalyDetector.load(run, device=device)
+    table = write_predictions(detector, images, folder, skip_bad=skip_bad)
+    count = int(table["anomalous"].sum())
+    out.print(f"{len(table)} images, {count} above the threshold; heatmaps and scores.csv are in {folder}")
+
+
+@data_app.command("verify")
+def data_verify(path: DataFolder) -> None:
+    """Print what a data folder holds and every fault; exit code 2 if there is one."""
+    from .datasets.verify import verify
+
+    report = verify(path)
+    for line in report.lines():
+        out.print(line, markup=False)
+    if report.faults:
+        raise typer.Exit(2)
+
+
+@data_app.command("list")
+def data_list() -> None:
+    """List the public sets in the catalogue with licence and size."""
+    from .datasets.catalog import CATALOG
+
+    table = Table("name", "title", "licence", "size", "checksum", box=None)
+    for entry in CATALOG.values():
+        table.add_row(*entry.row())
+    Console().print(table)
+
+
+@data_app.command("download")
+def data_download(
+    name: Annotated[str, typer.Argument(help="A name from `mlffn data list`.")],
+    category: Annotated[
+        str | None, typer.Option(help="Category whose folder to print; the archive is always fetched whole.")
+    ] = None,
+    root: Annotated[Path, typer.Option(help="Folder that the set is put into.")] = Path("datasets"),
+) -> None:
+    """Download a public set, verify it, and bring it into MVTec layout."""
+    from .datasets.catalog import download
+
+    out.print(f"{name} is in {download(name, root, category=category)}")
+
+
+def check_folder(folder: Path, resume: bool) -> None:
+    """Refuse to mix a new run with an old one, before anything is read or computed."""
+    from .runs import CHECKPOINT
+
+    if (folder / CHECKPOINT).exists() and not resume:
+        raise CheckpointError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
+
+
+def open_folder(data: Path, size: int, skip_bad: bool) -> AnomalyFolder:
+    """Read a data folder; the hint names the option of this command line."""
+    from .datasets.folder import AnomalyFolder
+
+    try:
+        return AnomalyFolder(data, size=size, skip_bad=skip_bad)
+    except DataError as error:
+        raise DataError(str(error).replace("skip bad files", "use --skip-bad")) from error
+
+
+def launch(device: str, devices: int) -> Any:
+    """Start one process per device through Lightning Fabric and return this process's Fabric."""
+    try:
+        from lightning_fabric import Fabric
+    except ImportError as error:
+        raise ConfigError("several devices need lightning-fabric: pip install 'mlffn-lite[distributed]'") from error
+    accelerator = "auto" if device == "auto" else device.partition(":")[0]
+    # η takes no part in the arms that score by distance, so some parameters may be without a gradient.
+    fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp_find_unused_parameters_true")
+    fabric.launch()
+    return fabric
+
+
+def complete(
+    detector: AnomalyDetector, parts: AnomalyFolder, folder: Path, preset: str, measured: dict[str, Any]
+) -> dict[str, Any]:
+    """Complete a run folder with metrics.json, print the metrics, and return them with what they were measured on."""
+    from .runs import METRICS, write_json
+
+    result = {
+        **measured,
+        "size": parts.size,
+        "data": parts.root.resolve().name,
+        "preset": preset,
+        "steps": detector.step,
+        "train_images": len(parts.train),
+        "train_seconds": round(detector.seconds, 1),
+        **detector.environment(),
+    }
+    write_json(folder / METRICS, result)
+    print_metrics(result)
+    out.print(f"Run: {folder}")
+    return result
+
+
+def print_metrics(result: dict[str, Any]) -> None:
+    """Print metrics in percent with what they were measured on."""
+    if "image_auroc" not in result:
+        out.print("No test images: nothing was measured.")
+        return
+    names = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO"}
+    out.print("  ".join(f"{label} {100 * result[key]:.1f}" for key, label in names.items()) + " (percent)")
+    out.print(f"seed {result['seed']}, {result['size']} px, {result['images']} test images, {result['device']}")
+
+
+def main() -> None:
+    """Run the command line; the entry point of ``mlffn``."""
+    try:
+        app()
+    except MlffnError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        Console(stderr=True, highlight=False, soft_wrap=True).print(f"mlffn: {error}", markup=False)
+        sys.exit(2)

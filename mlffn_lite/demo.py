@@ -1,0 +1,114 @@
+"""The demonstration: one bundled category from good images to a one-page report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import metrics
+from .config import Config
+from .datasets.folder import AnomalyFolder, Split
+from .detector import AnomalyDetector, Prediction
+from .figures import curve_figure, heatmap_panel, save_figure, score_histogram, training_curves
+from .htmlreport import ReportFigure, write_report
+from .runs import CHECKPOINT, HISTORY, METRICS
+
+REPORT = "report.html"
+PANEL = "heatmaps.png"
+_PANEL_ALT = "Rows of test images with the outline of the defect, the score map, and the map laid over the image."
+
+
+def demo_config(seed: int = 0, device: str = "auto") -> Config:
+    """Return the preset ``lite`` at 128 px with a budget of a minute or two."""
+    return Config.preset("lite", data={"size": 128}, train={"steps": 300, "seed": seed, "device": device})
+
+
+def clear_run(folder: Path) -> None:
+    """Remove an earlier demonstration's files, and nothing else, from a folder."""
+    for name in (CHECKPOINT, HISTORY, METRICS, REPORT, PANEL):
+        (folder / name).unlink(missing_ok=True)
+
+
+def write_run_report(
+    folder: Path, detector: AnomalyDetector, parts: AnomalyFolder, result: dict[str, Any], prediction: Prediction
+) -> Path:
+    """Write the report of a finished run, and its heatmaps as a PNG beside it; returns the report's path.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    detector : AnomalyDetector
+        Fitted.
+    parts : AnomalyFolder
+        What it was fitted to and measured on; its test images all have masks.
+    result : dict
+        The content of ``metrics.json``.
+    prediction : Prediction
+        Of the test images.
+    """
+    labels, masks = parts.test.labels(), parts.test.masks()
+    image_roc = metrics.roc_curve(prediction.scores, labels)
+    pixel_roc = metrics.roc_curve(prediction.maps.flatten(), masks.flatten())
+    region = metrics.region_curve(prediction.maps, masks)
+    scale = detector.calibration
+    assert scale is not None
+    panel = _panel(parts.test, prediction, detector)
+    save_figure(panel, folder / PANEL, alt=_PANEL_ALT)
+    return write_report(
+        folder / REPORT,
+        title=f"{parts.root.name}: multi-level feature fusion network",
+        metrics=result,
+        figures=[
+            ReportFigure(
+                "Which defects it finds",
+                panel,
+                "Good images, then for every defect the image found best and the one found worst. Ground truth is "
+                "outlined. The colours are fixed by the scores of good training images.",
+                _PANEL_ALT,
+            ),
+            ReportFigure(
+                "Curves",
+                curve_figure(image_roc, pixel_roc, region),
+                "ROC of images and pixels, and the share of each defect found against false positive pixels.",
+                f"ROC and PRO curves: image AUROC {result['image_auroc']:.3f}, pixel AUROC "
+                f"{result['pixel_auroc']:.3f}, PRO {result['pro']:.3f}.",
+            ),
+            ReportFigure(
+                "Image scores",
+                score_histogram(prediction.scores, labels, scale.threshold),
+                "The threshold is the 99th percentile of the scores of the good training images.",
+                "Histogram of the scores of good and anomalous test images with the threshold.",
+            ),
+            ReportFigure(
+                "Training",
+                training_curves(detector.history),
+                "Terms of equation (8), unweighted, and the learning rate of the heads.",
+                "Loss terms falling over the training steps, and the learning rate.",
+            ),
+        ],
+        config_toml=detector.config.to_toml(),
+        command=f"mlffn demo --category {parts.root.name} --seed {detector.config.train.seed}",
+    )
+
+
+def _panel(test: Split, prediction: Prediction, detector: AnomalyDetector) -> Any:
+    """Two good images, then the best and the worst found image of every defect."""
+    chosen: list[int] = []
+    for defect in sorted(set(test.defects), key=lambda d: (d != "good", d)):
+        members = torch.tensor([i for i, d in enumerate(test.defects) if d == defect])
+        order = members[prediction.scores[members].argsort(descending=True)]
+        chosen += [int(order[0]), int(order[-1])]
+    scale = detector.calibration
+    assert scale is not None
+    return heatmap_panel(
+        test.images()[chosen],
+        prediction.maps[chosen],
+        vmin=scale.low,
+        vmax=scale.high,
+        masks=test.masks()[chosen],
+        scores=prediction.scores[chosen].tolist(),
+        titles=[test.defects[i].replace("_", " ") for i in chosen],
+    )

@@ -1,0 +1,290 @@
+"""The detector: what a user of the library holds. It is fitted to good images, then scores, evaluates and explains."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import metrics
+from .config import Config
+from .datasets.folder import AnomalyFolder, Split, map_threads, read_image
+from .errors import CheckpointError, DataError
+from .network import MLFFN
+from .runs import CHECKPOINT, CONFIG, environment, load_tensors, save_tensors, write_atomic
+from .training import Trainer, autocast_dtype, load_model, resolve_device
+
+PREDICT_BATCH = 16
+
+
+class Prediction(NamedTuple):
+    """Scores of a batch, on the CPU.
+
+    Attributes
+    ----------
+    maps : Tensor
+        Score of every input pixel, (B, H, W), float32; higher is more anomalous, the unit is the network's own.
+    scores : Tensor
+        Score of every image, (B,): the maximum of its map (§2.6).
+    """
+
+    maps: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What scores of the good training images look like, to colour heatmaps and to call an image anomalous.
+
+    Attributes
+    ----------
+    low, high : float
+        Colour scale: the median pixel score, and a score well above nearly all good pixels, so that good images look
+        cold on every heatmap.
+    threshold : float
+        Image score above which an image is called anomalous.
+    """
+
+    low: float
+    high: float
+    threshold: float
+
+    @classmethod
+    def from_good(cls, prediction: Prediction, *, margin: float = 0.0) -> Calibration:
+        """Derive the scale from the scores of good images.
+
+        ``high`` lies twice as far above the median as the 99.9th percentile of the pixels, or by ``margin`` if that is
+        more: where the score was trained to rise by λ on anomalies, λ is the scale on which differences show.
+        ``threshold`` is the 99th percentile of the image scores.  Training images score lower than new ones do, so
+        expect more than 1 % of new good images above it.
+        """
+        pixels = prediction.maps.flatten().sort().values
+        low, top = (float(pixels[int(q * (pixels.numel() - 1))]) for q in (0.5, 0.999))
+        threshold = float(prediction.scores.quantile(0.99))
+        return cls(low, low + max(2 * (top - low), margin, 1e-6), threshold)
+
+
+class AnomalyDetector:
+    """A network with its configuration, fitted to one category of parts.
+
+    Parameters
+    ----------
+    config : Config
+        For example ``Config.preset("lite")``; its seed determines the initial weights.
+
+    Attributes
+    ----------
+    network : MLFFN
+        ψ and η.
+    calibration : Calibration or None
+        Present once fitted.
+    history : DataFrame
+        Loss terms and rate per logged step, once fitted.
+    step : int
+        Optimiser steps that the network has seen.
+    seconds : float
+        Time they took.
+
+    Examples
+    --------
+    >>> detector = AnomalyDetector(Config.preset("lite")).fit(AnomalyFolder("data/miniparts/weave"))
+    >>> maps, scores = detector.predict(images)
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.device = resolve_device(config.train.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.train.seed)
+            self.network = MLFFN(config.model)
+        self.calibration: Calibration | None = None
+        self.history = pd.DataFrame()
+        self.step, self.seconds = 0, 0.0
+
+    def fit(
+        self,
+        folder: AnomalyFolder | str | Path,
+        *,
+        out: str | Path | None = None,
+        resume: bool = False,
+        progress: bool = True,
+        fabric: Any = None,
+    ) -> AnomalyDetector:
+        """Train on the good training images of a folder and calibrate on them; returns self.
+
+        Parameters
+        ----------
+        folder : AnomalyFolder or path
+            Only its training split is read.
+        out : path, optional
+            Run folder for checkpoints; without it nothing is written.
+        resume : bool
+            Go on from the checkpoint in ``out``.
+        progress : bool
+            Show a progress bar.
+        fabric : lightning.fabric.Fabric, optional
+            See :class:`~mlffn_lite.training.Trainer`.
+        """
+        split = self._open(folder).train
+        run = Path(out) if out is not None else None
+        trainer = Trainer(self.network, self.config, folder=run, fabric=fabric)
+        self.device = trainer.device
+        self.history = trainer.fit(split, resume=resume, progress=progress)
+        self.step, self.seconds = trainer.step, trainer.seconds
+        margin = self.config.loss.lam if self.config.loss.score else 0.0
+        self.calibration = Calibration.from_good(self.predict_split(split), margin=margin)
+        if run is not None and trainer.rank == 0:
+            self.save(run)
+        return self
+
+    @torch.inference_mode()
+    def predict(self, images: Tensor | Sequence[str | Path]) -> Prediction:
+        """Score images.
+
+        Parameters
+        ----------
+        images : Tensor or sequence of paths
+            (B, 3, H, W), uint8 or float in [0, 1], of any size ≥ 8; or image files, which are read at the
+            configured size.
+
+        Returns
+        -------
+        Prediction
+            Maps at the size of the images given.
+
+        Raises
+        ------
+        ValueError
+            If a tensor has another shape or type.
+        DataError
+            If a file cannot be read.
+        """
+        if not isinstance(images, Tensor):
+            size = self.config.data.size
+            images = torch.stack(list(map_threads(lambda path: read_image(path, size), list(images), None)))
+        if images.ndim != 4 or images.shape[1] != 3 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+            raise ValueError(f"images must be (B, 3, H, W), uint8 or float, got {tuple(images.shape)} {images.dtype}")
+        self.network.to(self.device).to(memory_format=torch.channels_last).eval()
+        maps = torch.cat([self._score(chunk) for chunk in images.split(PREDICT_BATCH)])
+        return Prediction(maps, maps.flatten(1).amax(1))
+
+    def predict_split(self, split: Split) -> Prediction:
+        """Score every image of a split, a batch at a time."""
+        parts = [self.predict(images) for images in _batches(split)]
+        return Prediction(*(torch.cat(p) for p in zip(*parts, strict=True)))
+
+    def evaluate(self, folder: AnomalyFolder | str | Path) -> dict[str, Any]:
+        """Measure the detector on the test split of a folder.
+
+        Returns
+        -------
+        dict
+            ``image_auroc``, ``pixel_auroc``, ``pro`` as fractions, at the configured resolution, masks resized to
+            it; ``per_defect`` with the image AUROC of each defect against all good images; counts and seconds. Pixel
+            metrics leave out anomalous images without a mask, and are NaN if none has one.
+
+        Raises
+        ------
+        DataError
+            If there is no test image.
+        """
+        return self.evaluate_split(self._open(folder).test)[0]
+
+    def evaluate_split(self, split: Split) -> tuple[dict[str, Any], Prediction]:
+        """As :meth:`evaluate`, and return the prediction too."""
+        if not len(split):
+            raise DataError("there are no test images; put some into test/good and test/<defect>")
+        started = time.perf_counter()
+        prediction = self.predict_split(split)
+        seconds = time.perf_counter() - started
+        labels, known = split.labels(), split.has_mask
+        maps, masks = prediction.maps[known], split.masks()[known]
+        defects = sorted(set(split.defects) - {"good"})
+        of_defect = {d: torch.tensor([x in (d, "good") for x in split.defects]) for d in defects}
+        return {
+            "image_auroc": metrics.image_auroc(prediction.scores, labels),
+            "pixel_auroc": metrics.pixel_auroc(maps, masks),
+            "pro": metrics.pro(maps, masks),
+            "per_defect": {d: metrics.image_auroc(prediction.scores[i], labels[i]) for d, i in of_defect.items()},
+            "size": split.size,
+            "images": len(split),
+            "predict_seconds": round(seconds, 3),
+        }, prediction
+
+    def save(self, folder: str | Path) -> None:
+        """Write ``config.toml`` and ``checkpoint.safetensors`` to a folder, each atomically."""
+        folder = Path(folder)
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": self.config.digest(),
+            "calibration": self.calibration and dataclasses.asdict(self.calibration),
+        }
+        tensors = {f"model.{k}": v for k, v in self.network.state_dict().items()}
+        write_atomic(folder / CONFIG, self.config.to_toml())
+        save_tensors(folder / CHECKPOINT, tensors, state)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str | None = None) -> AnomalyDetector:
+        """Read a detector that :meth:`save` or a finished training wrote.
+
+        Parameters
+        ----------
+        folder : path
+            The run folder.
+        device : str, optional
+            Where to run, if not where it was trained.
+
+        Raises
+        ------
+        CheckpointError
+            If files are missing, damaged, do not belong together, or training has not finished.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(f"{folder} is not a run folder (no {CONFIG}); give one that `mlffn train` wrote")
+        config = Config.load(folder / CONFIG)
+        tensors, state = load_tensors(folder / CHECKPOINT)
+        if state.get("config") != config.digest():
+            raise CheckpointError(f"{folder / CHECKPOINT} and {folder / CONFIG} do not belong together; restore either")
+        if not state.get("calibration"):
+            raise CheckpointError(f"training in {folder} stopped at step {state.get('step')}; finish it with --resume")
+        offline = config.replace(model={"weights": "none"}, train={"device": device or "auto"})
+        detector = cls(offline)  # pretrained weights are not needed: the checkpoint holds them all
+        detector.config = config
+        load_model(detector.network, tensors, folder / CHECKPOINT)
+        detector.step, detector.seconds = int(state["step"]), float(state["seconds"])
+        detector.calibration = Calibration(**state["calibration"])
+        return detector
+
+    def environment(self) -> dict[str, Any]:
+        """Return seed, device, threads, versions and commit, to stand beside a result."""
+        return {"seed": self.config.train.seed, **environment(self.device)}
+
+    def _score(self, images: Tensor) -> Tensor:
+        """Score maps (B, H, W) of one batch, on the CPU: equation (9) and bilinear upsampling."""
+        images = images.to(self.device, non_blocking=True)
+        scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        dtype = autocast_dtype(self.config.train.precision, self.device)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            score = self.network(scaled.contiguous(memory_format=torch.channels_last)).score
+        full = functional.interpolate(score.float(), size=images.shape[-2:], mode="bilinear", align_corners=False)
+        return full[:, 0].cpu()
+
+    def _open(self, folder: AnomalyFolder | str | Path) -> AnomalyFolder:
+        if isinstance(folder, AnomalyFolder):
+            return folder
+        return AnomalyFolder(folder, size=self.config.data.size)
+
+
+def _batches(split: Split) -> Iterator[Tensor]:
+    for start in range(0, len(split), PREDICT_BATCH):
+        yield split.batch(range(start, min(start + PREDICT_BATCH, len(split))))[0]

@@ -1,0 +1,123 @@
+"""Time a training step and its parts, prediction, and peak memory: ``python tests/benchmarks/bench_training.py``.
+
+The floor is the backbone's forward pass alone. Each figure is the minimum and the median over the repeats, in
+milliseconds per image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mlffn_lite.config import Config
+from mlffn_lite.detector import AnomalyDetector
+from mlffn_lite.losses import resize_mask, total_loss
+from mlffn_lite.training import Trainer, generator_for
+
+
+class Noise:
+    """Smooth random images, which cost what real ones cost."""
+
+    def __init__(self, count: int, size: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        small = torch.rand(count, 3, size // 8, size // 8, generator=generator)
+        large = torch.nn.functional.interpolate(small, size=size, mode="bicubic").clamp(0, 1)
+        self.images = (255 * large).to(torch.uint8)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Any) -> tuple[Tensor, Tensor]:
+        return self.images[torch.as_tensor(indices)], torch.empty(0)
+
+
+def timed(function: Callable[[], Any], repeats: int, images: int, device: torch.device) -> tuple[float, float]:
+    """Return minimum and median milliseconds per image."""
+    laps = []
+    for _ in range(repeats + 1):
+        started = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        laps.append(1000 * (time.perf_counter() - started) / images)
+    return min(laps[1:]), statistics.median(laps[1:])  # the first call warms up
+
+
+def parts(trainer: Trainer, data: Noise) -> dict[str, Callable[[], Any]]:
+    """Return the pieces of a training step as functions of nothing."""
+    config, network = trainer.config, trainer.module
+    batch = data.batch(range(config.train.batch))[0].to(trainer.device)
+    images = (batch.float() / 255).contiguous(memory_format=torch.channels_last)
+
+    def autocast() -> torch.autocast:
+        return torch.autocast(trainer.device.type, trainer.autocast, enabled=trainer.autocast is not None)
+
+    def synthesis() -> tuple[Tensor, Tensor]:
+        return trainer.pseudo(batch, generator=generator_for(0, "bench", 0))
+
+    def backbone() -> None:
+        with torch.no_grad(), autocast():
+            network.backbone(images)
+
+    with torch.no_grad(), autocast():
+        output = network(images)
+        low = torch.rand_like(output.features)
+    mask = resize_mask(synthesis()[1], output.score.shape[-2:])
+
+    def texture() -> None:
+        x = low.clone().requires_grad_()
+        with autocast():
+            network.texture(x).float().sum().backward()
+
+    def loss() -> None:
+        features, score = output.features.clone().requires_grad_(), output.score.clone().requires_grad_()
+        generator = generator_for(0, "bench", 1)
+        total_loss(features, score, mask, config.loss, generator=generator).total.backward()
+
+    return {
+        "backbone forward (floor)": backbone,
+        "synthesis": synthesis,
+        "texture, forward + backward": texture,
+        "loss, forward + backward": loss,
+        "training step": lambda: trainer.train_step(data),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--preset", default="lite")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    config = Config.preset(options.preset).override(options.set)
+    data = Noise(4 * config.train.batch, config.data.size)
+    detector = AnomalyDetector(config)
+    trainer = Trainer(detector.network, config)
+    trainer.network.train()
+    batch = config.train.batch
+    print(
+        f"{config.model.backbone}, {config.data.size} px, stride {config.model.stride}, batch {batch}, backbone "
+        f"{config.train.backbone}, {trainer.autocast or 'float32'}, {trainer.device}, {options.threads} threads"
+    )
+    print(f"{'ms per image':32} {'min':>8} {'median':>8}")
+    for name, function in parts(trainer, data).items():
+        low, middle = timed(function, options.repeats, batch, trainer.device)
+        print(f"{name:32} {low:8.2f} {middle:8.2f}")
+    low, middle = timed(lambda: detector.predict(data.images[:batch]), options.repeats, batch, trainer.device)
+    print(f"{'prediction':32} {low:8.2f} {middle:8.2f}")
+    if trainer.device.type == "cuda":
+        print(f"peak GPU memory {torch.cuda.max_memory_allocated(trainer.device) / 2**20:.0f} MiB")
+    print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, all of the process")
+
+
+if __name__ == "__main__":
+    main()

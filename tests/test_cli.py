@@ -1,0 +1,251 @@
+"""The command line as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from mlffn_lite import cli
+
+Run = Callable[..., tuple[int, str, str]]
+FAST = ["--preset", "tiny", "--device", "cpu", "--set", "train.steps=4", "--set", "train.batch=4"]
+FAST += ["--set", "model.width=16", "--set", "model.tem_levels=8"]
+
+
+def mlffn(
+    *arguments: object, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["mlffn", *map(str, arguments)])
+    with pytest.raises(SystemExit) as caught:
+        cli.main()
+    captured = capsys.readouterr()
+    code = caught.value.code
+    return (code if isinstance(code, int) else int(bool(code))), captured.out, captured.err
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Run:
+    def call(*arguments: object) -> tuple[int, str, str]:
+        return mlffn(*arguments, capsys=capsys, monkeypatch=monkeypatch)
+
+    return call
+
+
+@pytest.fixture
+def copy(parts: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(parts, tmp_path / "parts"))
+
+
+@pytest.fixture(scope="module")
+def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    subprocess.run([sys.executable, "-m", "mlffn_lite", "train", parts, "--out", folder, *FAST], check=True)
+    return folder
+
+
+def error_of(result: tuple[int, str, str]) -> str:
+    """The one line that a user error must be."""
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert code == 2, err
+    assert len(lines) == 1, err
+    assert lines[0].startswith("mlffn: ")
+    assert "Traceback" not in err
+    return lines[0]
+
+
+def test_train_writes_a_complete_run_folder(trained: Path) -> None:
+    assert {p.name for p in trained.iterdir()} == {
+        "config.toml",
+        "checkpoint.safetensors",
+        "history.csv",
+        "metrics.json",
+    }
+    result = json.loads((trained / "metrics.json").read_text())
+    assert {"image_auroc", "pixel_auroc", "pro"} <= result.keys()
+    assert all(0 <= result[k] <= 1 for k in ("image_auroc", "pixel_auroc", "pro"))
+    assert (result["preset"], result["seed"], result["device"], result["size"]) == ("tiny", 0, "cpu", 64)
+    assert (result["steps"], result["images"], result["train_images"], result["data"]) == (4, 8, 12, "parts")
+    assert result["train_seconds"] > 0
+    assert result["versions"]["torch"]
+    assert list(pd.read_csv(trained / "history.csv")["step"]) == [4]
+
+
+def test_evaluate_repeats_the_metrics(run: Run, trained: Path, parts: Path) -> None:
+    code, out, _ = run("evaluate", trained, parts, "--device", "cpu")
+    result = json.loads((trained / "metrics.json").read_text())
+    assert code == 0
+    assert f"image AUROC {100 * result['image_auroc']:.1f}" in out
+    assert f"PRO {100 * result['pro']:.1f}" in out
+
+
+def test_predict_writes_heatmaps_and_scores(run: Run, trained: Path, parts: Path, tmp_path: Path) -> None:
+    code, out, _ = run("predict", trained, parts / "test/scratch", "--out", tmp_path / "p", "--device", "cpu")
+    assert code == 0
+    assert "4 images" in out
+    table = pd.read_csv(tmp_path / "p/scores.csv")
+    assert len(table) == 4
+    assert all((tmp_path / "p" / name).exists() for name in table["heatmap"])
+
+
+def test_training_again_says_it_is_complete(run: Run, trained: Path, parts: Path) -> None:
+    assert "add --resume" in error_of(run("train", parts, "--out", trained, *FAST))
+    code, out, _ = run("train", parts, "--out", trained, *FAST, "--resume")
+    assert (code, "complete already" in out) == (0, True)
+
+
+def test_a_folder_of_good_images_is_enough(run: Run, parts: Path, tmp_path: Path) -> None:
+    code, out, _ = run("train", parts / "train/good", "--out", tmp_path / "r", *FAST)
+    assert code == 0
+    assert "nothing was measured" in out
+    assert "image_auroc" not in json.loads((tmp_path / "r/metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--preset", "huge"], "unknown preset 'huge'"),
+        (["--set", "train.stepz=1"], "unknown key train.stepz"),
+        (["--set", "nonsense"], "section.key=value"),
+        (["--set", "train.lr=fast"], "train.lr must be of type float"),
+        (["--device", "warp"], "cannot be used here"),
+        (["--config", "none.toml"], "cannot read configuration"),
+        (["--set", "model.backbone=resnet50"], "no installed package"),
+        (["--set", "model.weights=gone.pth"], "gone.pth does not exist"),
+        (["--set", "model.backbone=nonesuch"], "unknown backbone"),
+    ],
+)
+def test_bad_options_are_one_line(run: Run, parts: Path, tmp_path: Path, options: list[str], message: str) -> None:
+    assert message in error_of(run("train", parts, "--out", tmp_path / "r", *FAST, *options))
+    assert not (tmp_path / "r").exists()
+
+
+def test_bad_folders_are_one_line(run: Run, parts: Path, copy: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shutil.rmtree(copy / "train")
+    for folder, message in (
+        (tmp_path / "none", "does not exist"),
+        (tmp_path / "empty", "is empty"),
+        (copy, "no train/good"),
+        (parts / "train/good/000.png", "is a file"),
+    ):
+        assert message in error_of(run("train", folder, "--out", tmp_path / "r", *FAST))
+    assert not (tmp_path / "r").exists()
+
+
+def test_bad_images_are_named_and_can_be_skipped(run: Run, copy: Path, tmp_path: Path) -> None:
+    bad = copy / "train/good/003.png"
+    bad.write_bytes(bad.read_bytes()[:100])
+    message = error_of(run("train", copy, "--out", tmp_path / "r", *FAST))
+    assert "003.png" in message
+    assert "--skip-bad" in message
+    with pytest.warns(UserWarning, match=r"003\.png"):
+        code, _, _ = run("train", copy, "--out", tmp_path / "r", *FAST, "--skip-bad")
+    assert code == 0
+
+
+def test_mask_of_another_size_and_one_pixel_images_are_named(run: Run, copy: Path, tmp_path: Path) -> None:
+    Image.new("L", (10, 10), 255).save(copy / "ground_truth/scratch/000_mask.png")
+    assert "000_mask.png" in error_of(run("train", copy, "--out", tmp_path / "r", *FAST))
+    Image.new("RGB", (1, 1)).save(copy / "train/good/000.png")
+    assert "1x1" in error_of(run("train", copy, "--out", tmp_path / "r", *FAST))
+
+
+def test_verify_lists_every_fault(run: Run, copy: Path) -> None:
+    assert run("data", "verify", copy)[0] == 0
+    (copy / "train/good/003.png").write_bytes(b"broken")
+    Image.new("L", (64, 64)).save(copy / "ground_truth/scratch/001_mask.png")
+    shutil.copy(copy / "train/good/004.png", copy / "test/good/000.png")
+    code, out, _ = run("data", "verify", copy)
+    assert code == 2
+    for name in ("003.png", "001_mask.png", "000.png"):
+        assert name in out
+    assert "does not exist" in error_of(run("data", "verify", copy / "none"))
+
+
+def test_damaged_runs_are_one_line(run: Run, trained: Path, parts: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(trained, tmp_path / "run"))
+    checkpoint = copy / "checkpoint.safetensors"
+    whole = checkpoint.read_bytes()
+    checkpoint.write_bytes(whole[: len(whole) // 2])
+    assert "truncated" in error_of(run("evaluate", copy, parts))
+    checkpoint.write_bytes(whole)
+    (copy / "metrics.json").unlink()
+    arguments = ["train", parts, "--out", copy, *FAST, "--set", "train.lr=0.5", "--resume"]
+    assert "another configuration" in error_of(run(*arguments))
+    assert "not a run folder" in error_of(run("predict", parts, parts, "--out", tmp_path / "p"))
+    assert not (tmp_path / "p").exists()
+
+
+def test_read_only_and_full_places(run: Run, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "cannot write" in error_of(run("train", parts, "--out", tmp_path / "file" / "run", *FAST))
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert "No space left on device" in error_of(run("train", parts, "--out", tmp_path / "r", *FAST))
+    assert list((tmp_path / "r").iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(run: Run, parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "ro").mkdir(mode=0o555)
+    assert "Permission denied" in error_of(run("train", parts, "--out", tmp_path / "ro" / "run", *FAST))
+
+
+def test_debug_shows_the_traceback(run: Run, tmp_path: Path) -> None:
+    code, _, err = run("--debug", "train", tmp_path / "none", "--out", tmp_path / "r")
+    assert code == 2
+    assert "Traceback" in err
+
+
+def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(parts: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mlffn_lite", "train", str(parts), "--out", str(tmp_path / "r"), *FAST]
+    command += ["--set", "train.steps=100000", "--set", "train.checkpoint_every=2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "r/checkpoint.safetensors").exists() and time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume" in out
+    assert "Traceback" not in err
+    assert not (tmp_path / "r/metrics.json").exists()
+    assert [p.name for p in (tmp_path / "r").iterdir() if p.suffix == ".tmp"] == []
+
+
+def test_two_devices_train_one_run(parts: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lightning_fabric")
+    command = [sys.executable, "-m", "mlffn_lite", "train", str(parts), "--out", str(tmp_path / "r"), *FAST]
+    subprocess.run([*command, "--devices", "2"], check=True, timeout=240)
+    result = json.loads((tmp_path / "r/metrics.json").read_text())
+    assert result["steps"] == 4
+    assert 0 <= result["image_auroc"] <= 1
+
+
+def test_help_is_quick_and_complete(run: Run) -> None:
+    code, out, _ = run("--help")
+    assert code == 0
+    assert all(name in out for name in ("demo", "data", "train", "evaluate", "predict"))
+
+
+def test_catalogue_lists_licences(run: Run) -> None:
+    code, out, _ = run("data", "list")
+    assert code == 0
+    assert "mvtec" in out.lower()
+    assert "CC BY-NC-SA" in out

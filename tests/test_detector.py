@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mlffn_lite import metrics
+from mlffn_lite.config import Config
+from mlffn_lite.datasets.folder import AnomalyFolder, read_image
+from mlffn_lite.detector import AnomalyDetector, Calibration, Prediction
+from mlffn_lite.errors import CheckpointError, DataError
+from mlffn_lite.prediction import write_predictions
+
+CONFIG = Config.preset(
+    "tiny",
+    model={"width": 16, "tem_levels": 8, "scales": [1, 2]},
+    train={"steps": 40, "batch": 4, "device": "cpu", "lr": 5e-3},
+)
+
+
+@pytest.fixture(scope="module")
+def folder(parts: Path) -> AnomalyFolder:
+    return AnomalyFolder(parts, size=64)
+
+
+@pytest.fixture(scope="module")
+def fitted(folder: AnomalyFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[AnomalyDetector, Path]:
+    run = tmp_path_factory.mktemp("run") / "r"
+    return AnomalyDetector(CONFIG).fit(folder, out=run, progress=False), run
+
+
+def test_finds_obvious_defects(fitted: Any, folder: AnomalyFolder) -> None:
+    detector, _ = fitted
+    result = detector.evaluate(folder)
+    assert result["image_auroc"] > 0.9
+    assert result["pixel_auroc"] > 0.8
+    assert result["per_defect"] == {"scratch": result["image_auroc"]}
+    assert (result["size"], result["images"]) == (64, 8)
+
+
+def test_prediction_is_equation_9(fitted: Any, folder: AnomalyFolder) -> None:
+    """The map is η(ψ(X)) upsampled bilinearly, the image score its maximum."""
+    detector, _ = fitted
+    images = folder.test.images()[:3]
+    detector.network.eval()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=_bf16(detector)):
+        score = detector.network(images.float() / 255).score
+    expected = torch.nn.functional.interpolate(score, size=(64, 64), mode="bilinear")[:, 0]
+    maps, scores = detector.predict(images)
+    torch.testing.assert_close(maps, expected, atol=0.05, rtol=0.05)  # memory format changes the order of sums
+    assert torch.equal(scores, maps.amax((1, 2)))
+
+
+def _bf16(detector: AnomalyDetector) -> bool:
+    from mlffn_lite.training import autocast_dtype
+
+    return autocast_dtype(detector.config.train.precision, detector.device) is not None
+
+
+def test_input_kinds_agree(fitted: Any, folder: AnomalyFolder) -> None:
+    detector, _ = fitted
+    images = folder.test.images()[:2]
+    by_bytes = detector.predict(images)
+    assert torch.equal(by_bytes.maps, detector.predict(images.float() / 255).maps)
+    assert torch.equal(by_bytes.maps, detector.predict(folder.test.paths[:2]).maps)
+
+
+def test_batches_do_not_mix(fitted: Any, folder: AnomalyFolder) -> None:
+    detector, _ = fitted
+    images = folder.train.images()
+    many = images.repeat(3, 1, 1, 1)
+    maps = detector.predict(many).maps
+    torch.testing.assert_close(maps[: len(images)], maps[-len(images) :], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.int32)]
+)
+def test_bad_tensors_are_refused(fitted: Any, bad: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"must be \(B, 3, H, W\)"):
+        fitted[0].predict(bad)
+
+
+def test_other_sizes_are_scored_at_their_own(fitted: Any) -> None:
+    maps, scores = fitted[0].predict(torch.rand(2, 3, 40, 90))
+    assert maps.shape == (2, 40, 90)
+    assert scores.shape == (2,)
+
+
+def test_save_and_load_give_the_same_scores(fitted: Any, folder: AnomalyFolder, tmp_path: Path) -> None:
+    detector, run = fitted
+    images = folder.test.images()
+    detector.save(tmp_path / "copy")
+    for place in (run, tmp_path / "copy"):
+        loaded = AnomalyDetector.load(place, device="cpu")
+        assert torch.equal(loaded.predict(images).maps, detector.predict(images).maps)
+        assert (loaded.calibration, loaded.config, loaded.step) == (detector.calibration, CONFIG, 40)
+
+
+def test_initial_weights_follow_the_seed_alone() -> None:
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    a = AnomalyDetector(CONFIG).network.embed.weight
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's generator is left alone
+    torch.manual_seed(6)
+    assert torch.equal(a, AnomalyDetector(CONFIG).network.embed.weight)
+    assert not torch.equal(a, AnomalyDetector(CONFIG.replace(train={"seed": 1})).network.embed.weight)
+
+
+def test_resuming_a_finished_run_changes_nothing(fitted: Any, folder: AnomalyFolder, tmp_path: Path) -> None:
+    detector, run = fitted
+    shutil.copytree(run, tmp_path / "again")
+    again = AnomalyDetector(CONFIG).fit(folder, out=tmp_path / "again", resume=True, progress=False)
+    images = folder.test.images()
+    assert torch.equal(again.predict(images).maps, detector.predict(images).maps)
+    assert len(again.history) == len(detector.history)
+
+
+def test_damaged_or_foreign_run_folders_are_refused(fitted: Any, tmp_path: Path) -> None:
+    _, run = fitted
+    with pytest.raises(CheckpointError, match="not a run folder"):
+        AnomalyDetector.load(tmp_path)
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    whole = (copy / "checkpoint.safetensors").read_bytes()
+    (copy / "checkpoint.safetensors").write_bytes(whole[:1000])
+    with pytest.raises(CheckpointError, match="truncated"):
+        AnomalyDetector.load(copy)
+    (copy / "checkpoint.safetensors").write_bytes(whole)
+    (copy / "config.toml").write_text(CONFIG.replace(model={"width": 24}).to_toml())
+    with pytest.raises(CheckpointError, match="do not belong together"):
+        AnomalyDetector.load(copy)
+
+
+def test_no_test_images_is_a_clear_error(fitted: Any, parts: Path) -> None:
+    with pytest.raises(DataError, match="no test images"):
+        fitted[0].evaluate(AnomalyFolder(parts / "train" / "good", size=64))
+
+
+def test_anomalous_images_without_mask_leave_pixel_metrics_out(fitted: Any, parts: Path, tmp_path: Path) -> None:
+    detector, _ = fitted
+    shutil.copytree(parts, tmp_path / "p")
+    (tmp_path / "p/ground_truth/scratch/000_mask.png").unlink()
+    result = detector.evaluate(tmp_path / "p")
+    split = AnomalyFolder(tmp_path / "p", size=64).test
+    known = split.has_mask
+    assert int(known.sum()) == 7
+    maps = detector.predict(split.images()).maps
+    assert result["pixel_auroc"] == pytest.approx(metrics.pixel_auroc(maps[known], split.masks()[known]))
+    assert result["image_auroc"] == pytest.approx(metrics.image_auroc(maps.amax((1, 2)), split.labels()))
+
+
+def test_calibration_from_hand_made_scores() -> None:
+    maps = torch.arange(1001, dtype=torch.float32).view(1, 7, 143).repeat(2, 1, 1)
+    found = Calibration.from_good(Prediction(maps, torch.tensor([0.0, 100.0])))
+    assert (found.low, found.high) == (500.0, 500.0 + 2 * 499.0)
+    assert found.threshold == pytest.approx(99.0)
+    assert Calibration.from_good(Prediction(maps, torch.zeros(2)), margin=5000.0).high == 5500.0
+    flat = Calibration.from_good(Prediction(torch.zeros(1, 8, 8), torch.zeros(1)))
+    assert flat.high > flat.low
+
+
+def test_good_images_look_cold(fitted: Any, folder: AnomalyFolder, tmp_path: Path) -> None:
+    detector, _ = fitted
+    table = write_predictions(detector, folder.test.paths, tmp_path / "out", progress=False)
+    assert list(table.columns) == ["image", "score", "anomalous", "heatmap"]
+    changes = []
+    for path, name in zip(folder.test.paths, table["heatmap"], strict=True):
+        picture = np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
+        changes.append(np.abs(picture - read_image(path).permute(1, 2, 0).numpy()).mean())
+    good = [c for c, d in zip(changes, folder.test.defects, strict=True) if d == "good"]
+    bad = [c for c, d in zip(changes, folder.test.defects, strict=True) if d != "good"]
+    assert np.mean(good) < 0.5 * np.mean(bad)
+
+
+def test_predictions_keep_size_and_names_apart(fitted: Any, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for place in ("a/x.png", "b/x.png", "b/x.jpg", "b/y.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (30, 50, 3), np.uint8)).save(tmp_path / place)
+    table = write_predictions(fitted[0], [tmp_path / "a", tmp_path / "b"], tmp_path / "out", progress=False)
+    assert len(set(table["heatmap"])) == len(table) == 4
+    assert Image.open(tmp_path / "out" / table["heatmap"][0]).size == (50, 30)
+
+
+def test_one_bad_image_stops_before_anything_is_written(fitted: Any, folder: AnomalyFolder, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"not an image")
+    paths = [folder.test.paths[0], bad]
+    with pytest.raises(DataError, match=r"bad\.png"):
+        write_predictions(fitted[0], paths, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+    with pytest.warns(UserWarning, match=r"bad\.png"):
+        table = write_predictions(fitted[0], paths, tmp_path / "out", skip_bad=True, progress=False)
+    assert len(table) == 1
+    with pytest.raises(DataError, match="does not exist"):
+        write_predictions(fitted[0], [tmp_path / "none.png"], tmp_path / "out", progress=False)

@@ -42,7 +42,7 @@ def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks
 
 @app.command()
 def demo(
-    category: Annotated[str, typer.Option(help="MiniParts category.")] = "flange",
+    category: Annotated[str, typer.Option(help="MiniParts category.")] = "weave",
     folder: Annotated[Path, typer.Option("--out", help="Where to write the run and its report.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Device = None,
@@ -60,7 +60,7 @@ def demo(
     parts = open_folder(miniparts_path() / category, config.data.size, skip_bad=False)
     detector = AnomalyDetector(config).fit(parts, out=folder)
     measured, prediction = detector.evaluate_split(parts.test)
-    result = complete(detector, parts, folder, "lite, 128 px, 300 steps", measured)
+    result = complete(detector, parts, folder, "lite at 128 px, 500 steps", measured)
     report = write_run_report(folder, detector, parts, result, prediction)
     out.print(f"Report: {report.resolve()}")
 

@@ -368,7 +368,15 @@ PRESETS: dict[str, Config] = {
         train={"steps": 20, "batch": 8, "optimizer": "adamw", "lr": 3e-3, "schedule": "one_cycle"},
     ),
     "lite": Config().replace(
-        train={"steps": 600, "batch": 16, "optimizer": "adamw", "lr": 3e-3, "schedule": "one_cycle", "clip": 1.0},
+        train={
+            "steps": 800,
+            "batch": 16,
+            "optimizer": "adamw",
+            "lr": 3e-3,
+            "schedule": "one_cycle",
+            "backbone": "frozen",
+            "clip": 1.0,
+        },
     ),
     "paper": Config().replace(
         model={"backbone": "resnet50", "weights": "default", "width": 256, "stride": 4, "tem_levels": 128},

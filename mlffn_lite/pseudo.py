@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-VISIBLE_CHANGE = 0.5 / 255
-"""A pixel counts as changed if a channel moves by more than this, half a grey level of an 8-bit image. Smaller changes,
-such as the far tail of a blur, are taken back: every pixel outside a mask equals the input exactly."""
+VISIBLE_CHANGE = 4 / 255
+"""A pixel counts as changed if a channel moves by more than this, four grey levels of an 8-bit image. Smaller changes,
+such as the far tail of a blur, nobody can see: they are taken back, and every pixel outside a mask equals the input."""
 
 _GRID = 8  # probes per side with which a shape is judged before it is drawn
 _LUMA = (0.299, 0.587, 0.114)

@@ -214,15 +214,17 @@ def test_confetti_is_a_square_convolved_with_a_gaussian(side: float, sigma: floa
     angles = (2 * draws[4] - 1) * 45
     fits = (cy - 31.5).abs().maximum((cx - 31.5).abs()) < 8
     i = int((angles - degrees).abs().where(fits, torch.inf).argmin())
-    out, _ = kind(torch.full((400, 3, size, size), 0.25), generator=seeded(3))
+    out, masks = kind(torch.full((400, 3, size, size), 0.25), generator=seeded(3))
     steps = (np.arange(size * fine) - fine // 2) / fine
     angle = math.radians(float(angles[i]))
     dy, dx = steps[:, None] - float(cy[i]), steps - float(cx[i])
     v, u = dy * math.cos(angle) + dx * math.sin(angle), dx * math.cos(angle) - dy * math.sin(angle)
     sharp = (np.abs(v) < side / 2) & (np.abs(u) < side / 2)
     blurred = gaussian_filter(sharp.astype(float), sigma * fine, truncate=6)[fine // 2 :: fine, fine // 2 :: fine]
-    # 2 %: the staircase of the sampled edge (1/9 px); and changes below the threshold are taken back.
-    assert np.abs(out[i, 0].double().numpy() - 0.25 - 0.5 * blurred).max() < 0.01
+    # 2 %: the staircase of the sampled edge (1/9 px). Outside the mask is what was too small to see.
+    added, mask = out[i, 0].double().numpy() - 0.25, masks[i, 0].numpy()
+    assert np.abs(added - 0.5 * blurred)[mask].max() < 0.01
+    assert 0.5 * blurred[~mask].max() < VISIBLE_CHANGE + 0.01
     assert blurred.max() > 0.25
 
 
@@ -390,7 +392,7 @@ def test_cutpaste_where_little_or_nothing_can_change() -> None:
     assert torch.equal(out, black)
     assert not masks.any()
     grey = torch.full((8, 3, 32, 32), 0.5)
-    assert CutPaste()(grey, generator=seeded())[1].flatten(1).any(1).all()  # by the jitter
+    assert CutPaste()(grey, generator=seeded())[1].flatten(1).any(1).sum() >= 4  # by the jitter, where it can be seen
     assert not CutPaste(jitter=0)(grey, generator=seeded())[1].any()
 
 

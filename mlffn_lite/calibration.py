@@ -6,20 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
-class SafeBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalisation that falls back on its running statistics where a channel has a single value.
-
-    In training, one value per channel (one image pooled to 1×1) has no variance, and the ordinary layer raises.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Normalise ``input`` of shape (B, C, H, W)."""
-        if self.training and input.numel() == input.shape[1]:
-            return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-        return super().forward(input)
+from .layers import SafeBatchNorm2d
 
 
 class SelfCalibratedConv(nn.Module):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -16,7 +18,6 @@ from .errors import CheckpointError, ConfigError, DataError, MlffnError
 
 if TYPE_CHECKING:  # torch takes seconds to import; `mlffn --help` shall not
     from .datasets.folder import AnomalyFolder
-    from .detector import AnomalyDetector
 
 app = typer.Typer(
     name="mlffn",
@@ -27,7 +28,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Check data folders, list and download public sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
-out = Console(highlight=False, soft_wrap=True)
+# Paths are printed as they are: no markup, no emoji, no wrapping.
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="MVTec-layout folder, or a folder of good images.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mlffn train` wrote.")]
@@ -52,16 +54,18 @@ def demo(
 
     if category not in CATEGORIES:
         raise ConfigError(f"unknown MiniParts category {category!r}; choose one of {', '.join(CATEGORIES)}")
-    from .demo import clear_run, demo_config, write_run_report
+    from .demo import clear_demo, demo_config, write_run_report
     from .detector import AnomalyDetector
 
     config = demo_config(seed, device or "auto")
-    clear_run(folder)
     parts = open_folder(miniparts_path() / category, config.data.size, skip_bad=False)
+    clear_demo(folder)
     detector = AnomalyDetector(config).fit(parts, out=folder)
-    measured, prediction = detector.evaluate_split(parts.test)
-    result = complete(detector, parts, folder, "lite at 128 px, 500 steps", measured)
+    preset = f"lite at {config.data.size} px, {config.train.steps} steps"
+    result, prediction = detector.complete_run(folder, parts, preset=preset)
+    assert prediction is not None
     report = write_run_report(folder, detector, parts, result, prediction)
+    print_metrics(result)
     out.print(f"Report: {report.resolve()}")
 
 
@@ -85,13 +89,11 @@ def train(
     source = str(config_file) if config_file else preset
 
     from .detector import AnomalyDetector
-    from .runs import METRICS
     from .training import Interrupted
 
     check_folder(folder, resume)
-    if (folder / METRICS).exists():
-        out.print(f"{folder} is complete already; see {folder / METRICS}")
-        return
+    if devices < 1 or config.train.batch < devices:
+        raise ConfigError(f"--devices {devices} must be at least 1, and at most train.batch = {config.train.batch}")
     parts = open_folder(data, config.data.size, skip_bad)
     fabric = launch(config.train.device, devices) if devices > 1 else None
     try:
@@ -101,8 +103,8 @@ def train(
             out.print(f"Stopped after step {stop.step}; go on with the same command and --resume.")
         raise typer.Exit(130) from stop
     if fabric is None or fabric.global_rank == 0:
-        measured = detector.evaluate(parts) if len(parts.test) else {}
-        complete(detector, parts, folder, source, measured)
+        print_metrics(detector.complete_run(folder, parts, preset=source)[0])
+        out.print(f"Run: {folder}")
 
 
 @app.command()
@@ -140,7 +142,7 @@ def data_verify(path: DataFolder) -> None:
 
     report = verify(path)
     for line in report.lines():
-        out.print(line, markup=False)
+        out.print(line)
     if report.faults:
         raise typer.Exit(2)
 
@@ -172,9 +174,9 @@ def data_download(
 
 def check_folder(folder: Path, resume: bool) -> None:
     """Refuse to mix a new run with an old one, before anything is read or computed."""
-    from .runs import CHECKPOINT
+    from .runs import CHECKPOINT, METRICS
 
-    if (folder / CHECKPOINT).exists() and not resume:
+    if ((folder / CHECKPOINT).exists() or (folder / METRICS).exists()) and not resume:
         raise CheckpointError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
 
 
@@ -195,32 +197,13 @@ def launch(device: str, devices: int) -> Any:
     except ImportError as error:
         raise ConfigError("several devices need lightning-fabric: pip install 'mlffn-lite[distributed]'") from error
     accelerator = "auto" if device == "auto" else device.partition(":")[0]
-    # η takes no part in the arms that score by distance, so some parameters may be without a gradient.
-    fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp_find_unused_parameters_true")
-    fabric.launch()
+    try:
+        fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp_find_unused_parameters_true")
+        fabric.launch()
+    except (ValueError, RuntimeError) as error:  # Fabric's own words for a device that is not there
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(f"cannot use {devices} devices of kind {device!r}: {reason}") from error
     return fabric
-
-
-def complete(
-    detector: AnomalyDetector, parts: AnomalyFolder, folder: Path, preset: str, measured: dict[str, Any]
-) -> dict[str, Any]:
-    """Complete a run folder with metrics.json, print the metrics, and return them with what they were measured on."""
-    from .runs import METRICS, write_json
-
-    result = {
-        **measured,
-        "size": parts.size,
-        "data": parts.root.resolve().name,
-        "preset": preset,
-        "steps": detector.step,
-        "train_images": len(parts.train),
-        "train_seconds": round(detector.seconds, 1),
-        **detector.environment(),
-    }
-    write_json(folder / METRICS, result)
-    print_metrics(result)
-    out.print(f"Run: {folder}")
-    return result
 
 
 def print_metrics(result: dict[str, Any]) -> None:
@@ -235,10 +218,28 @@ def print_metrics(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the command line; the entry point of ``mlffn``."""
+    # Threads that wait by spinning make two jobs on one machine many times slower than one after the other.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        app()
-    except MlffnError as error:
-        if "--debug" in sys.argv:
-            traceback.print_exc()
-        Console(stderr=True, highlight=False, soft_wrap=True).print(f"mlffn: {error}", markup=False)
-        sys.exit(2)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app()
+    except (MlffnError, OSError, MemoryError, UnicodeError) as error:
+        fail(str(error) or type(error).__name__)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch
+            raise
+        fail(f"the device is out of memory ({str(error).splitlines()[0]}); lower train.batch or data.size")
+
+
+def fail(message: str) -> NoReturn:
+    """Print one line, or first the traceback if ``--debug`` is given, and exit with code 2."""
+    if "--debug" in sys.argv:
+        traceback.print_exc()
+    if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks for all
+        print(f"mlffn: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"mlffn: {message}", file=sys.stderr)

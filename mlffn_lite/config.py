@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import json
 import tomllib
 import typing
 from collections.abc import Mapping, Sequence
@@ -70,6 +70,10 @@ class ModelConfig:
         Sub-regions per side of PTFEM's branches.
     placement, window, neighbour : str
         Readings of QCO that the paper leaves open, see :mod:`mlffn_lite.texture`.
+    scaled_attention : bool
+        Whether TEM's attention is divided by √d.
+    rate : int
+        Pooling rate r of the self-calibration.
     """
 
     backbone: str = "efficientnet_lite0"
@@ -85,6 +89,8 @@ class ModelConfig:
     placement: Literal["center", "edge"] = "center"
     window: Literal["full_bin", "half_bin", "literal"] = "full_bin"
     neighbour: Literal["right", "diagonal"] = "right"
+    scaled_attention: bool = True
+    rate: int = 4
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,10 @@ class LossConfig:
         Side of the pooled map on which (6) is computed, at most.
     softmax : {"distance", "negative"}
         Rows of (6) are softmaxes of distances (as written) or of their negatives.
+    balanced : bool
+        Feature constraint (4), or (3) without balance.
+    coverage : float
+        A feature pixel counts as anomalous if more than this share of its area is.
     """
 
     feature: float = 1.0
@@ -113,6 +123,8 @@ class LossConfig:
     pairing: Literal["random", "mean"] = "random"
     patches: int = 16
     softmax: Literal["distance", "negative"] = "distance"
+    balanced: bool = True
+    coverage: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -259,12 +271,16 @@ class Config:
             raise ConfigError(f"cannot read configuration {path}: {error}") from error
         return cls.from_toml(text, source=str(path))
 
-    def digest(self) -> str:
-        """Return 16 hex digits that change when anything that determines the trained weights changes."""
-        values = self.to_dict()
-        for key in ("device", "checkpoint_every"):
-            values["train"].pop(key)
-        return hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+    def matches(self, stored: Mapping[str, Any]) -> bool:
+        """Whether a stored :meth:`to_dict` describes the same training; keys it lacks count as their defaults.
+
+        Where a run computes and how often it writes checkpoints may differ.
+        """
+        free = {"device": "auto", "checkpoint_every": 1}
+        try:
+            return Config().replace(**stored).replace(train=free) == self.replace(train=free)
+        except (ConfigError, TypeError):
+            return False
 
 
 def _replace_section(section: str, current: Any, values: Mapping[str, Any]) -> Any:
@@ -306,10 +322,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "model.width": (8, 4096),
     "model.tem_levels": (2, 4096),
     "model.ptfem_levels": (2, 64),
+    "model.rate": (1, 64),
     "loss.feature": (0, 1e6),
     "loss.score": (0, 1e6),
     "loss.consistency": (0, 1e6),
+    "loss.gamma": (-1e6, 1e6),
     "loss.lam": (0, 1e6),
+    "loss.coverage": (0, 0.999),
     "loss.patches": (2, 64),
     "train.steps": (0, 10**9),
     "train.epochs": (1, 10**6),
@@ -339,6 +358,8 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError("pseudo.confetti, pseudo.cutpaste and pseudo.scar are all 0; give one a weight")
     if not any((config.loss.feature, config.loss.score, config.loss.consistency)):
         raise ConfigError("loss.feature, loss.score and loss.consistency are all 0; nothing would be learned")
+    if config.model.score == "learned" and not config.loss.score:
+        raise ConfigError("model.score = learned needs loss.score above 0; or set model.score to distance")
     if config.model.score == "distance" and (config.loss.score or config.loss.consistency):
         raise ConfigError(
             "loss.score and loss.consistency shape the learned score: set both to 0, or model.score to learned"
@@ -356,8 +377,7 @@ def _format_value(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # otherwise escaped as in TOML
     return repr(value)
 
 

@@ -11,12 +11,14 @@ from . import metrics
 from .config import Config
 from .datasets.folder import AnomalyFolder, Split
 from .detector import AnomalyDetector, Prediction
+from .errors import CheckpointError
 from .figures import curve_figure, heatmap_panel, save_figure, score_histogram, training_curves
 from .htmlreport import ReportFigure, write_report
-from .runs import CHECKPOINT, HISTORY, METRICS
+from .runs import CHECKPOINT, HISTORY, METRICS, write_atomic
 
 REPORT = "report.html"
 PANEL = "heatmaps.png"
+MARK = ".demo"
 _PANEL_ALT = "Rows of test images with the outline of the defect, the score map, and the map laid over the image."
 
 
@@ -25,8 +27,17 @@ def demo_config(seed: int = 0, device: str = "auto") -> Config:
     return Config.preset("lite", data={"size": 128}, train={"steps": 500, "seed": seed, "device": device})
 
 
-def clear_run(folder: Path) -> None:
-    """Remove an earlier demonstration's files, and nothing else, from a folder."""
+def clear_demo(folder: Path) -> None:
+    """Remove an earlier demonstration's files, and nothing else, from a folder.
+
+    Raises
+    ------
+    CheckpointError
+        If the folder holds a run that no demonstration wrote.
+    """
+    if (folder / CHECKPOINT).exists() and not (folder / MARK).exists():
+        raise CheckpointError(f"{folder} holds a run that is not a demonstration; choose another --out")
+    write_atomic(folder / MARK, "written by mlffn demo, which may replace this folder's run\n")
     for name in (CHECKPOINT, HISTORY, METRICS, REPORT, PANEL):
         (folder / name).unlink(missing_ok=True)
 
@@ -65,8 +76,8 @@ def write_run_report(
             ReportFigure(
                 "Which defects it finds",
                 panel,
-                "Good images, then for every defect the image found best and the one found worst. Ground truth is "
-                "outlined. The colours are fixed by the scores of good training images.",
+                "The highest and the lowest image score among the good images and among those of every defect. Ground "
+                "truth is outlined. The colours are fixed by the scores of good training images.",
                 _PANEL_ALT,
             ),
             ReportFigure(

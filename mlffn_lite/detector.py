@@ -16,13 +16,15 @@ from torch.nn import functional
 
 from . import metrics
 from .config import Config
-from .datasets.folder import AnomalyFolder, Split, map_threads, read_image
-from .errors import CheckpointError, DataError
+from .datasets.folder import MIN_SIDE, AnomalyFolder, Split, map_threads, read_image
+from .errors import CheckpointError, DataError, TrainingError
 from .network import MLFFN
-from .runs import CHECKPOINT, CONFIG, environment, load_tensors, save_tensors, write_atomic
+from .runs import CHECKPOINT, CONFIG, METRICS, environment, load_tensors, save_tensors, write_atomic, write_json
 from .training import Trainer, autocast_dtype, load_model, resolve_device
 
 PREDICT_BATCH = 16
+CALIBRATION_IMAGES = 256
+"""Good training images, at most, that colours and threshold are taken from, evenly spread over the set."""
 
 
 class Prediction(NamedTuple):
@@ -66,6 +68,10 @@ class Calibration:
         ``threshold`` is the 99th percentile of the image scores.  Training images score lower than new ones do, so
         expect more than 1 % of new good images above it.
         """
+        if not torch.isfinite(prediction.maps).all():
+            raise TrainingError(
+                "the trained network gives scores that are not finite; lower train.lr or set train.clip"
+            )
         pixels = prediction.maps.flatten().sort().values
         low, top = (float(pixels[int(q * (pixels.numel() - 1))]) for q in (0.5, 0.999))
         threshold = float(prediction.scores.quantile(0.99))
@@ -102,12 +108,11 @@ class AnomalyDetector:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.device = resolve_device(config.train.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.train.seed)
-            self.network = MLFFN(config.model)
+        self.network = self._build()
         self.calibration: Calibration | None = None
         self.history = pd.DataFrame()
         self.step, self.seconds = 0, 0.0
+        self._data = ""
 
     def fit(
         self,
@@ -118,7 +123,7 @@ class AnomalyDetector:
         progress: bool = True,
         fabric: Any = None,
     ) -> AnomalyDetector:
-        """Train on the good training images of a folder and calibrate on them; returns self.
+        """Train, from the beginning, on the good training images of a folder and calibrate on them; returns self.
 
         Parameters
         ----------
@@ -133,25 +138,31 @@ class AnomalyDetector:
         fabric : lightning.fabric.Fabric, optional
             See :class:`~mlffn_lite.training.Trainer`.
         """
-        split = self._open(folder).train
+        parts = self._open(folder)
+        split = parts.train
         run = Path(out) if out is not None else None
-        trainer = Trainer(self.network, self.config, folder=run, fabric=fabric)
+        if self.step:
+            self.network = self._build()
+        data = parts.fingerprint(test=False) if run is not None else ""
+        trainer = Trainer(self.network, self.config, folder=run, data=data, fabric=fabric)
         self.device = trainer.device
         self.history = trainer.fit(split, resume=resume, progress=progress)
         self.step, self.seconds = trainer.step, trainer.seconds
         margin = self.config.loss.lam if self.config.loss.score else 0.0
-        self.calibration = Calibration.from_good(self.predict_split(split), margin=margin)
+        some = split.subset(range(0, len(split), -(-len(split) // CALIBRATION_IMAGES)))
+        self.calibration = Calibration.from_good(self.predict_split(some), margin=margin)
         if run is not None and trainer.rank == 0:
+            self._data = data
             self.save(run)
         return self
 
     @torch.inference_mode()
-    def predict(self, images: Tensor | Sequence[str | Path]) -> Prediction:
+    def predict(self, images: Tensor | str | Path | Sequence[str | Path]) -> Prediction:
         """Score images.
 
         Parameters
         ----------
-        images : Tensor or sequence of paths
+        images : Tensor, or one path or several
             (B, 3, H, W), uint8 or float in [0, 1], of any size ≥ 8; or image files, which are read at the
             configured size.
 
@@ -168,10 +179,12 @@ class AnomalyDetector:
             If a file cannot be read.
         """
         if not isinstance(images, Tensor):
-            size = self.config.data.size
-            images = torch.stack(list(map_threads(lambda path: read_image(path, size), list(images), None)))
-        if images.ndim != 4 or images.shape[1] != 3 or not (images.dtype == torch.uint8 or images.is_floating_point()):
-            raise ValueError(f"images must be (B, 3, H, W), uint8 or float, got {tuple(images.shape)} {images.dtype}")
+            size, paths = self.config.data.size, [images] if isinstance(images, str | Path) else list(images)
+            read = list(map_threads(lambda path: read_image(path, size), paths, None))
+            images = torch.stack(read) if read else torch.zeros(0, 3, size, size)
+        _check_images(images)
+        if not len(images):
+            return Prediction(torch.zeros(0, *images.shape[-2:]), torch.zeros(0))
         self.network.to(self.device).to(memory_format=torch.channels_last).eval()
         maps = torch.cat([self._score(chunk) for chunk in images.split(PREDICT_BATCH)])
         return Prediction(maps, maps.flatten(1).amax(1))
@@ -225,7 +238,8 @@ class AnomalyDetector:
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "config": self.config.digest(),
+            "config": self.config.to_dict(),
+            "data": self._data,
             "calibration": self.calibration and dataclasses.asdict(self.calibration),
         }
         tensors = {f"model.{k}": v for k, v in self.network.state_dict().items()}
@@ -241,7 +255,7 @@ class AnomalyDetector:
         folder : path
             The run folder.
         device : str, optional
-            Where to run, if not where it was trained.
+            Where to run; by default CUDA where there is one, else the CPU.
 
         Raises
         ------
@@ -253,7 +267,7 @@ class AnomalyDetector:
             raise CheckpointError(f"{folder} is not a run folder (no {CONFIG}); give one that `mlffn train` wrote")
         config = Config.load(folder / CONFIG)
         tensors, state = load_tensors(folder / CHECKPOINT)
-        if state.get("config") != config.digest():
+        if not config.matches(state.get("config") or {}):
             raise CheckpointError(f"{folder / CHECKPOINT} and {folder / CONFIG} do not belong together; restore either")
         if not state.get("calibration"):
             raise CheckpointError(f"training in {folder} stopped at step {state.get('step')}; finish it with --resume")
@@ -261,13 +275,56 @@ class AnomalyDetector:
         detector = cls(offline)  # pretrained weights are not needed: the checkpoint holds them all
         detector.config = config
         load_model(detector.network, tensors, folder / CHECKPOINT)
+        detector._data = str(state.get("data", ""))
         detector.step, detector.seconds = int(state["step"]), float(state["seconds"])
         detector.calibration = Calibration(**state["calibration"])
         return detector
 
     def environment(self) -> dict[str, Any]:
-        """Return seed, device, threads, versions and commit, to stand beside a result."""
-        return {"seed": self.config.train.seed, **environment(self.device)}
+        """Return seed, device, precision, threads, versions and commit, to stand beside a result."""
+        dtype = autocast_dtype(self.config.train.precision, self.device) or torch.float32
+        precision = str(dtype).removeprefix("torch.")
+        return {"seed": self.config.train.seed, "precision": precision, **environment(self.device)}
+
+    def complete_run(
+        self, run: str | Path, folder: AnomalyFolder | str | Path, *, preset: str = ""
+    ) -> tuple[dict[str, Any], Prediction | None]:
+        """Measure the fitted detector and complete its run folder with ``metrics.json``.
+
+        Parameters
+        ----------
+        run : path
+            Folder that :meth:`fit` wrote.
+        folder : AnomalyFolder or path
+            Data with test images; without any, the file says only how the detector was trained.
+        preset : str
+            Name of the configuration, to stand beside the numbers.
+
+        Returns
+        -------
+        dict, Prediction or None
+            The content of ``metrics.json``, and the prediction for the test images if there are any.
+        """
+        parts = self._open(folder)
+        measured, prediction = self.evaluate_split(parts.test) if len(parts.test) else ({}, None)
+        result = {
+            **measured,
+            "size": parts.size,
+            "data": parts.root.resolve().name,
+            "preset": preset,
+            "steps": self.step,
+            "train_images": len(parts.train),
+            "seconds": round(self.seconds, 1),
+            **self.environment(),
+        }
+        write_json(Path(run) / METRICS, result)
+        return result, prediction
+
+    def _build(self) -> MLFFN:
+        """Return a network whose initial weights depend on the seed alone."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.train.seed)
+            return MLFFN(self.config.model)
 
     def _score(self, images: Tensor) -> Tensor:
         """Score maps (B, H, W) of one batch, on the CPU: equation (9) and bilinear upsampling."""
@@ -283,6 +340,15 @@ class AnomalyDetector:
         if isinstance(folder, AnomalyFolder):
             return folder
         return AnomalyFolder(folder, size=self.config.data.size)
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3 or not (images.dtype == torch.uint8 or images.is_floating_point()):
+        raise ValueError(f"images must be (B, 3, H, W), uint8 or float, got {tuple(images.shape)} {images.dtype}")
+    if min(images.shape[-2:]) < MIN_SIDE:
+        raise ValueError(f"images must have at least {MIN_SIDE} pixels a side, got {tuple(images.shape)}")
+    if images.is_floating_point() and images.numel() and not 0 <= float(images.min()) <= float(images.max()) <= 1:
+        raise ValueError("float images must lie in [0, 1], without NaN; divide 8-bit values by 255, do not normalise")
 
 
 def _batches(split: Split) -> Iterator[Tensor]:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from .config import LossConfig
+from .layers import area_pool
 
 # Below this distance -log(1 - exp(-A)) goes on along its tangent: features shorter than 4.5e-5 are still repelled, by a
 # gradient of at most 4.5e4, which float16 can hold.
@@ -102,8 +102,8 @@ def consistency_loss(
     size = (min(score.shape[2], patches), min(score.shape[3], patches))
     normal = ~resize_mask(mask, size).flatten(2).mT  # (B, K, 1)
     with torch.autocast(features.device.type, enabled=False):
-        pooled = _area_pool(_widen(features), size).flatten(2).mT  # (B, K, C)
-        value = _area_pool(_widen(score), size).flatten(2).mT  # (B, K, 1)
+        pooled = area_pool(_widen(features), size).flatten(2).mT  # (B, K, C)
+        value = area_pool(_widen(score), size).flatten(2).mT  # (B, K, 1)
         sign, anomalous = (1 if softmax == "distance" else -1), ~normal.mT
         # A finite filling rather than -inf: masked entries must not make 0 * inf in the gradient.
         p = (sign * _pairwise_distance(pooled)).masked_fill(anomalous, -1e30).log_softmax(-1)
@@ -137,7 +137,7 @@ def resize_mask(mask: Tensor, size: tuple[int, int], *, coverage: float = 0.0) -
     if not 0 <= coverage < 1:
         raise ValueError(f"coverage must be at least 0 and below 1, got {coverage}")
     with torch.autocast(mask.device.type, enabled=False):
-        return _area_pool(mask.float(), size) > coverage
+        return area_pool(mask.float(), size) > coverage
 
 
 def _repulsion(distance: Tensor) -> Tensor:
@@ -167,20 +167,6 @@ def _pairwise_distance(x: Tensor) -> Tensor:
     squared = norm + norm.mT - 2 * wide @ wide.mT
     apart = squared > 16 * torch.finfo(wide.dtype).eps * (norm + norm.mT)
     return torch.where(apart, torch.where(apart, squared, 1).sqrt(), 0).to(x.dtype)
-
-
-def _area_pool(x: Tensor, size: tuple[int, int]) -> Tensor:
-    """Mean over the area of each target pixel; adaptive pooling is neither exact nor, on MPS, free in its sizes."""
-    (height, width), (h, w) = x.shape[2:], size
-    if height % h == 0 and width % w == 0:
-        return functional.avg_pool2d(x, (height // h, width // w))
-    return _overlaps(height, h).to(x) @ x @ _overlaps(width, w).to(x).mT / (height * width)
-
-
-def _overlaps(source: int, target: int) -> Tensor:
-    """Overlap of target cell i with source cell j, (target, source), in whole units of 1/target source cells."""
-    i, j = torch.arange(target)[:, None] * source, torch.arange(source) * target
-    return (torch.minimum(i + source, j + target) - torch.maximum(i, j)).clamp(min=0)
 
 
 def _masked_mean(x: Tensor, mask: Tensor) -> Tensor:

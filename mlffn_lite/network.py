@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .backbones import STRIDES, Backbone, build_backbone
 from .calibration import SelfCalibratedConv
 from .config import ModelConfig
+from .layers import FuseConv, area_pool
 from .losses import hypersphere_distance
 from .texture import StatisticalTexture
 
@@ -66,12 +67,13 @@ class MLFFN(nn.Module):
                 placement=config.placement,
                 window=config.window,
                 neighbour=config.neighbour,
+                scaled_attention=config.scaled_attention,
             )
             if config.texture
             else nn.Identity()
         )
         self.project_high = FuseConv(high, width)
-        self.calibrate = SelfCalibratedConv(width) if config.self_calibration else nn.Identity()
+        self.calibrate = SelfCalibratedConv(width, config.rate) if config.self_calibration else nn.Identity()
         self.fuse = FuseConv(2 * width, width)
         self.embed = nn.Conv2d(width, width, 1)
         self.score = nn.Conv2d(width, 1, 1) if config.score == "learned" else None
@@ -105,20 +107,11 @@ class MLFFN(nn.Module):
         return [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
 
 
-class FuseConv(nn.Sequential):
-    """1×1 convolution, batch normalisation, ReLU: (B, inputs, h, w) → (B, outputs, h, w)."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
-
-
 def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Bring a map (B, C, H, W) to ``size``: area averaging when it shrinks, bilinear when it grows."""
     height, width = x.shape[-2:]
     if (height, width) == tuple(size):
         return x
-    if height == 2 * size[0] and width == 2 * size[1]:
-        return F.avg_pool2d(x, 2)  # as area averaging, but its gradient is deterministic on CUDA
     if height > size[0] or width > size[1]:
-        return F.adaptive_avg_pool2d(x, (size[0], size[1]))
+        return area_pool(x, size)
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -105,9 +106,9 @@ def _readable(paths: list[Path], skip_bad: bool) -> list[Path]:
 def _unique_names(paths: Sequence[Path]) -> list[str]:
     """Return a file name per image: its stem, with its folder and a number where that would collide."""
     names: dict[str, None] = {}
-    stems = [p.stem for p in paths]
+    stems = Counter(p.stem for p in paths)
     for path in paths:
-        name = path.stem if stems.count(path.stem) == 1 else f"{path.parent.name}_{path.name.replace('.', '_')}"
+        name = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.name.replace('.', '_')}"
         candidate, number = name, 2
         while candidate in names:
             candidate, number = f"{name}_{number}", number + 1

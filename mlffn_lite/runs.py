@@ -33,7 +33,7 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     MlffnError
         If the folder cannot be made or written, or the disk is full; an older file of that name is left as it was.
     """
-    data = content.encode() if isinstance(content, str) else content
+    data = content.encode(errors="surrogateescape") if isinstance(content, str) else content
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -116,9 +116,14 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def _git_commit() -> str | None:
     """Return the commit of the checkout this package lies in, None where it is installed without one."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # not some repository that only holds a .venv
+        return git("rev-parse", "HEAD")
     except (OSError, subprocess.SubprocessError):
         return None
 

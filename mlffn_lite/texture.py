@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from mlffn_lite.calibration import SafeBatchNorm2d
+from .layers import FuseConv
 
 Placement = Literal["center", "edge"]
 Window = Literal["full_bin", "half_bin", "literal"]
@@ -248,8 +248,8 @@ class StatisticalTexture(nn.Module):
         self.ptfem = PyramidTexture(
             channels, scales, ptfem_levels, neighbour=neighbour, placement=placement, window=window
         )
-        self.fuse_tem = _fuse(2 * channels, channels)
-        self.fuse_all = _fuse(3 * channels, channels)
+        self.fuse_tem = FuseConv(2 * channels, channels)
+        self.fuse_all = FuseConv(3 * channels, channels)
 
     def forward(self, low: Tensor) -> Tensor:
         """Map the fused low level, (B, C, H, W), to the texture feature of the same shape."""
@@ -257,10 +257,6 @@ class StatisticalTexture(nn.Module):
         tem = self.tem(low)
         ptfem = self.ptfem(self.fuse_tem(torch.cat((low, tem), 1)))
         return self.fuse_all(torch.cat((low, tem, ptfem), 1))
-
-
-def _fuse(inputs: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), SafeBatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
 class _TextureUnit(nn.Module):

@@ -62,6 +62,8 @@ class Trainer:
         Everything else.
     folder : Path, optional
         Run folder for ``config.toml``, ``checkpoint.safetensors`` and ``history.csv``; nothing is written without it.
+    data : str
+        Fingerprint of the training images; a run is not resumed on others.
     fabric : lightning.fabric.Fabric, optional
         A launched Fabric, to train the same loop on several devices; each takes its share of every batch.
 
@@ -75,8 +77,10 @@ class Trainer:
         Time spent in training, earlier parts of a resumed run included.
     """
 
-    def __init__(self, network: MLFFN, config: Config, *, folder: Path | None = None, fabric: Any = None) -> None:
-        self.config, self.folder, self.fabric = config, folder, fabric
+    def __init__(
+        self, network: MLFFN, config: Config, *, folder: Path | None = None, data: str = "", fabric: Any = None
+    ) -> None:
+        self.config, self.folder, self.data, self.fabric = config, folder, data, fabric
         self.rank: int = fabric.global_rank if fabric else 0
         self.world: int = fabric.world_size if fabric else 1
         self.device = fabric.device if fabric else resolve_device(config.train.device)
@@ -146,6 +150,8 @@ class Trainer:
                 if save:
                     self.save_checkpoint()
                 if stopping and self.step < steps:
+                    if self.fabric:
+                        self.fabric.barrier()  # no process may end while the first still writes
                     raise Interrupted(self.step)
         return self.history
 
@@ -159,7 +165,7 @@ class Trainer:
             batch = batch.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             output = self.network(batch)
-        mask = resize_mask(mask, output.score.shape[-2:])
+        mask = resize_mask(mask, output.score.shape[-2:], coverage=self.config.loss.coverage)
         partners = generator_for(seed, f"pairs{self.rank}", self.step)
         terms = total_loss(output.features, output.score, mask, self.config.loss, generator=partners)
         self.optimizer.zero_grad(set_to_none=True)
@@ -185,14 +191,15 @@ class Trainer:
         """Write history and checkpoint to the run folder (on the first device only)."""
         if self.folder is None or self.rank > 0:
             return
-        write_atomic(self.folder / HISTORY, self.history.to_csv(index=False))
+        write_atomic(self.folder / HISTORY, self.history.to_csv(index=False, na_rep="nan"))
         tensors = {f"model.{k}": v for k, v in self.module.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in slots.items() if v is not None}
         state = {
             "step": self.step,
             "seconds": self.seconds,
-            "config": self.config.digest(),
+            "config": self.config.to_dict(),
+            "data": self.data,
             "scaler": self.scaler.state_dict(),
         }
         save_tensors(self.folder / CHECKPOINT, tensors, state)
@@ -208,11 +215,13 @@ class Trainer:
         assert self.folder is not None
         path = self.folder / CHECKPOINT
         tensors, state = load_tensors(path)
-        if state.get("config") != self.config.digest():
+        if not self.config.matches(state.get("config") or {}):
             raise CheckpointError(
                 f"checkpoint {path} is from another configuration; resume with the one in {self.folder / CONFIG},"
                 " or train into another folder"
             )
+        if state.get("data") != self.data:
+            raise CheckpointError(f"the training images are not those of {self.folder}; train into another folder")
         load_model(self.module, tensors, path)
         slots: dict[int, dict[str, Tensor]] = {}
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -223,11 +232,15 @@ class Trainer:
         if slots:  # absent once training is done: a detector's checkpoint holds the network alone
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        with contextlib.suppress(FileNotFoundError), (self.folder / HISTORY).open(newline="") as file:
-            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-            self.rows = [{**row, "step": int(row["step"])} for row in rows if row["step"] <= self.step]
+        try:
+            with contextlib.suppress(FileNotFoundError), (self.folder / HISTORY).open(newline="") as file:
+                rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+                self.rows = [{**row, "step": int(row["step"])} for row in rows if row["step"] <= self.step]
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise CheckpointError(f"{self.folder / HISTORY} cannot be read ({error}); remove it to go on") from error
 
     def _prepare_folder(self, resume: bool) -> None:
         """Resume, or refuse to overwrite another run; fails now and not at the first checkpoint if it cannot write."""
@@ -242,10 +255,15 @@ class Trainer:
 
     def _log(self, pending: list[tuple[int, Tensor]], lr: float, rate: float, bar: tqdm) -> None:
         """Read the pending losses back, stop if one is not finite, and keep the last as a row of the history."""
-        for step, values in zip([s for s, _ in pending], torch.stack([v for _, v in pending]).tolist(), strict=True):
+        terms_of = torch.stack([values for _, values in pending])
+        if self.fabric:  # the mean over the devices; they stop together or not at all
+            terms_of = self.fabric.all_reduce(terms_of)
+        # A scaler meets infinite gradients on purpose and skips those steps; elsewhere they ruin the weights.
+        checked = LossTerms._fields if self.scaler.is_enabled() else (*LossTerms._fields, "grad_norm")
+        for (step, _), values in zip(pending, terms_of.tolist(), strict=True):
             row = dict(zip((*LossTerms._fields, "grad_norm"), values, strict=True))
-            if not all(math.isfinite(row[name]) for name in LossTerms._fields):
-                terms = ", ".join(f"{name} {row[name]:.4g}" for name in LossTerms._fields)
+            if not all(math.isfinite(row[name]) for name in checked):
+                terms = ", ".join(f"{name} {row[name]:.4g}" for name in checked)
                 raise TrainingError(f"loss is not finite at step {step} ({terms}); lower train.lr or set train.clip")
         self.rows.append({"step": pending[-1][0], **row, "lr": lr, "images_per_s": rate})
         bar.set_postfix({k: f"{row[k]:.3g}" for k in LossTerms._fields} | {"img/s": f"{rate:.0f}"}, refresh=False)
@@ -307,7 +325,7 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise TrainingError(f"device {name!r} cannot be used here ({reason}); try train.device=cpu") from error
+        raise TrainingError(f"device {name!r} cannot be used here ({reason}); try cpu") from error
     return device
 
 

@@ -57,7 +57,7 @@ def trained(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def error_of(result: tuple[int, str, str]) -> str:
     """The one line that a user error must be."""
     code, _, err = result
-    lines = [line for line in err.splitlines() if line.strip()]
+    lines = [line for line in err.splitlines() if line.strip() and "step/s" not in line]  # less the progress bar
     assert code == 2, err
     assert len(lines) == 1, err
     assert lines[0].startswith("mlffn: ")
@@ -77,7 +77,8 @@ def test_train_writes_a_complete_run_folder(trained: Path) -> None:
     assert all(0 <= result[k] <= 1 for k in ("image_auroc", "pixel_auroc", "pro"))
     assert (result["preset"], result["seed"], result["device"], result["size"]) == ("tiny", 0, "cpu", 64)
     assert (result["steps"], result["images"], result["train_images"], result["data"]) == (4, 8, 12, "parts")
-    assert result["train_seconds"] > 0
+    assert result["seconds"] > 0
+    assert result["precision"] in ("float32", "bfloat16")
     assert result["versions"]["torch"]
     assert list(pd.read_csv(trained / "history.csv")["step"]) == [4]
 
@@ -99,10 +100,19 @@ def test_predict_writes_heatmaps_and_scores(run: Run, trained: Path, parts: Path
     assert all((tmp_path / "p" / name).exists() for name in table["heatmap"])
 
 
-def test_training_again_says_it_is_complete(run: Run, trained: Path, parts: Path) -> None:
+def test_training_again_needs_resume_and_changes_nothing(run: Run, trained: Path, parts: Path) -> None:
     assert "add --resume" in error_of(run("train", parts, "--out", trained, *FAST))
-    code, out, _ = run("train", parts, "--out", trained, *FAST, "--resume")
-    assert (code, "complete already" in out) == (0, True)
+    before = json.loads((trained / "metrics.json").read_text())
+    code, _, _ = run("train", parts, "--out", trained, *FAST, "--resume")
+    after = json.loads((trained / "metrics.json").read_text())
+    assert (code, after["pro"], after["steps"]) == (0, before["pro"], 4)
+    assert "another configuration" in error_of(run("train", parts, "--out", trained, *FAST, "--resume", "--seed", 5))
+
+
+def test_resuming_on_other_images_is_refused(run: Run, trained: Path, copy: Path, tmp_path: Path) -> None:
+    mine = shutil.copytree(trained, tmp_path / "run")
+    (copy / "train/good/011.png").unlink()
+    assert "not those of" in error_of(run("train", copy, "--out", mine, *FAST, "--resume"))
 
 
 def test_a_folder_of_good_images_is_enough(run: Run, parts: Path, tmp_path: Path) -> None:
@@ -124,6 +134,8 @@ def test_a_folder_of_good_images_is_enough(run: Run, parts: Path, tmp_path: Path
         (["--set", "model.backbone=resnet50"], "no installed package"),
         (["--set", "model.weights=gone.pth"], "gone.pth does not exist"),
         (["--set", "model.backbone=nonesuch"], "unknown backbone"),
+        (["--devices", "0"], "--devices 0"),
+        (["--devices", "9"], "--devices 9"),
     ],
 )
 def test_bad_options_are_one_line(run: Run, parts: Path, tmp_path: Path, options: list[str], message: str) -> None:
@@ -150,9 +162,9 @@ def test_bad_images_are_named_and_can_be_skipped(run: Run, copy: Path, tmp_path:
     message = error_of(run("train", copy, "--out", tmp_path / "r", *FAST))
     assert "003.png" in message
     assert "--skip-bad" in message
-    with pytest.warns(UserWarning, match=r"003\.png"):
-        code, _, _ = run("train", copy, "--out", tmp_path / "r", *FAST, "--skip-bad")
+    code, _, err = run("train", copy, "--out", tmp_path / "r", *FAST, "--skip-bad")
     assert code == 0
+    assert "mlffn: skipped 1 of 20 images" in err
 
 
 def test_mask_of_another_size_and_one_pixel_images_are_named(run: Run, copy: Path, tmp_path: Path) -> None:
@@ -195,9 +207,70 @@ def test_read_only_and_full_places(run: Run, parts: Path, tmp_path: Path, monkey
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    assert "No space left on device" in error_of(run("train", parts, "--out", tmp_path / "r", *FAST))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "No space left on device" in error_of(run("train", parts, "--out", tmp_path / "r", *FAST))
     assert list((tmp_path / "r").iterdir()) == []
+
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkstemp", read_only)
+    assert "Read-only file system" in error_of(run("train", parts, "--out", tmp_path / "r", *FAST))
+
+
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
+    run: Run, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+    fsync = os.fsync
+
+    def fills_up(handle: int) -> None:
+        written.append(handle)
+        if len(written) > 3:  # configuration, history, checkpoint
+            raise OSError(28, "No space left on device")
+        fsync(handle)
+
+    arguments = ["train", parts, "--out", tmp_path / "r", *FAST, "--set", "train.checkpoint_every=2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fills_up)
+        assert "No space left on device" in error_of(run(*arguments))
+    assert {p.name for p in (tmp_path / "r").iterdir()} == {"config.toml", "history.csv", "checkpoint.safetensors"}
+    code, _, _ = run(*arguments, "--resume")
+    assert (code, json.loads((tmp_path / "r/metrics.json").read_text())["steps"]) == (0, 4)
+
+
+def test_no_weights_and_no_network(run: Run, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", refuse)
+    monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
+    options = ["--set", "model.backbone=resnet18", "--set", "model.weights=default"]
+    message = error_of(run("train", parts, "--out", tmp_path / "r", *FAST, *options))
+    assert "resnet18-f37072fd.pth" in message
+    assert str(tmp_path / "checkpoints") in message
+
+
+def test_predict_refuses_bad_images_before_writing(run: Run, trained: Path, parts: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"broken")
+    images = [parts / "test/good", tmp_path / "bad.png"]
+    assert "bad.png" in error_of(run("predict", trained, *images, "--out", tmp_path / "p"))
+    assert not (tmp_path / "p").exists()
+    assert "does not exist" in error_of(run("predict", trained, tmp_path / "x.png", "--out", tmp_path / "p"))
+    assert "File name too long" in error_of(run("evaluate", "r" * 5000, parts))
+
+
+def test_download_of_an_unknown_set_names_the_known(run: Run, tmp_path: Path) -> None:
+    assert "visa" in error_of(run("data", "download", "nonesuch", "--root", tmp_path / "d"))
+    assert not (tmp_path / "d").exists()
+
+
+def test_odd_names_are_printed_as_they_are(run: Run, parts: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs[red] :smile: [x]"
+    code, out, _ = run("train", parts, "--out", folder, *FAST)
+    assert code == 0
+    assert f"Run: {folder}" in out
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")

@@ -51,6 +51,17 @@ def test_demo_writes_a_self_contained_report(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.usefixtures("quick")
+def test_demo_leaves_other_runs_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"weeks of work")
+    assert run("demo", "--out", tmp_path) == 2
+    assert "not a demonstration" in capsys.readouterr().err
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == b"weeks of work"
+    (tmp_path / "file").write_text("")
+    assert run("demo", "--out", tmp_path / "file") == 2
+    assert len(capsys.readouterr().err.strip().splitlines()) == 1
+
+
+@pytest.mark.usefixtures("quick")
 def test_unknown_category_names_the_known(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("demo", "--category", "bolts", "--out", tmp_path) == 2
     assert "pills" in capsys.readouterr().err

@@ -173,6 +173,64 @@ def test_nan_stops_with_step_and_terms(split: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint.safetensors").exists()
 
 
+def test_an_infinite_gradient_does_not_reach_the_checkpoint(split: Any, tmp_path: Path) -> None:
+    run = trainer(tiny(steps=20, checkpoint_every=5), tmp_path)
+    steps = iter(range(100))
+
+    def poison(gradient: Tensor) -> Tensor:
+        return gradient * math.nan if next(steps) == 7 else gradient
+
+    run.module.embed.weight.register_hook(poison)
+    with pytest.raises(TrainingError, match=r"not finite at step 8 .*grad_norm nan"):
+        run.fit(split, progress=False)
+    resumed = trainer(tiny(steps=20, checkpoint_every=5), tmp_path)
+    resumed.load_checkpoint()
+    assert resumed.step == 5
+    assert all(torch.isfinite(v).all() for v in weights(resumed).values())
+
+
+def test_a_damaged_history_is_one_clear_error(split: Any, tmp_path: Path) -> None:
+    trainer(tiny(steps=2), tmp_path).fit(split, progress=False)
+    (tmp_path / "history.csv").write_text("step,total\n1,half a num")
+    with pytest.raises(CheckpointError, match=r"history\.csv cannot be read"):
+        trainer(tiny(steps=2), tmp_path).load_checkpoint()
+
+
+def test_other_training_images_are_refused(split: Any, tmp_path: Path) -> None:
+    config = tiny(steps=2)
+    first = Trainer(MLFFN(config.model), config, folder=tmp_path, data="a")
+    first.fit(split, progress=False)
+    with pytest.raises(CheckpointError, match="not those of"):
+        Trainer(MLFFN(config.model), config, folder=tmp_path, data="b").load_checkpoint()
+
+
+# Table 4 row by row: what is in the network, and which constraints are in the loss.
+ARMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "baseline": (
+        {"self_calibration": False, "texture": False, "score": "distance"},
+        {"score": 0.0, "consistency": 0.0},
+    ),
+    "+self_calibration": ({"texture": False, "score": "distance"}, {"score": 0.0, "consistency": 0.0}),
+    "+stl": ({"score": "distance"}, {"score": 0.0, "consistency": 0.0}),
+    "+score_constraint": ({}, {"consistency": 0.0}),
+    "+consistency": ({}, {}),
+}
+
+
+@pytest.mark.parametrize("arm", ARMS)
+def test_every_arm_of_table_4_trains_as_a_configuration(split: Any, arm: str) -> None:
+    model, loss = ARMS[arm]
+    run = trainer(tiny(steps=2, checkpoint_every=1).replace(model=model, loss=loss))
+    before = weights(run)
+    history = run.fit(split, progress=False)
+    assert math.isfinite(history["total"].iloc[-1])
+    assert (history["score"].iloc[-1] > 0) == (loss.get("score", 1.0) > 0)
+    assert (history["consistency"].iloc[-1] > 0) == (loss.get("consistency", 1.0) > 0)
+    heads = {id(p) for p in run.module.heads()}
+    for name, parameter in run.module.named_parameters():
+        assert id(parameter) not in heads or not torch.equal(parameter, before[name]), f"{name} did not move"
+
+
 def test_clipping_bounds_the_step(split: Any) -> None:
     config = tiny(steps=1, optimizer="sgd", lr=1.0, backbone_lr=1.0, schedule="constant", weight_decay=0.0, clip=1e-3)
     run = trainer(config)

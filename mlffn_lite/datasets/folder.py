@@ -348,9 +348,9 @@ class AnomalyFolder:
             if not self.train:
                 raise DataError(f"{root} has no good image that can be read")
 
-    def fingerprint(self) -> str:
-        """Return the SHA-256 (hex) of the files in use: relative paths and contents of images and masks."""
-        files = [p for s in (self.train, self.test) for p in (*s.paths, *s.mask_paths) if p is not None]
+    def fingerprint(self, *, test: bool = True) -> str:
+        """Return the SHA-256 (hex) of the files in use, relative paths and contents, with or without the test split."""
+        files = [p for s in (self.train, self.test)[: 1 + test] for p in (*s.paths, *s.mask_paths) if p is not None]
         digest = hashlib.sha256()
         for path, content in zip(files, map_threads(_sha256, files, "hashing"), strict=True):
             digest.update(f"{path.relative_to(self.root).as_posix()}\0{content}\n".encode())

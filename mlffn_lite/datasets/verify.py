@@ -67,16 +67,16 @@ class VerifyReport:
         return [f for f in self.findings if not f.fault]
 
     def lines(self, limit: int = 20) -> list[str]:
-        """Return the report as plain lines, with at most ``limit`` faults and ``limit`` notices."""
+        """Return the report as plain lines, with every fault and at most ``limit`` notices."""
         out = [str(self.root)]
         for name, (images, masks) in self.counts.items():
             out.append(f"  {name}: {images} images" + (f", {masks} masks" if masks else ""))
         for name, counter in (("sizes", self.sizes), ("colour modes", self.modes)):
             listed = ", ".join(f"{key} ({count})" for key, count in counter.most_common(5))
             out.append(f"  {name}: {listed}" + (f", {len(counter) - 5} others" if len(counter) > 5 else ""))
-        for kind, found in (("fault", self.faults), ("notice", self.notices)):
-            out += [f"{kind}: {f.path.relative_to(self.root).as_posix()}: {f.reason}" for f in found[:limit]]
-            out += [f"... and {len(found) - limit} more {kind}s"] if len(found) > limit else []
+        for kind, found in (("fault", self.faults), ("notice", self.notices[:limit])):
+            out += [f"{kind}: {f.path.relative_to(self.root).as_posix()}: {f.reason}" for f in found]
+        out += [f"... and {len(self.notices) - limit} more notices"] if len(self.notices) > limit else []
         return [*out, f"{len(self.faults)} faults, {len(self.notices)} notices"]
 
 

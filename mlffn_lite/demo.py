@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 
 from . import metrics
 from .config import Config
@@ -45,7 +46,7 @@ def clear_demo(folder: Path) -> None:
 def write_run_report(
     folder: Path, detector: AnomalyDetector, parts: AnomalyFolder, result: dict[str, Any], prediction: Prediction
 ) -> Path:
-    """Write the report of a finished run, and its heatmaps as a PNG beside it; returns the report's path.
+    """Write the report of a finished run, and a PNG with a typical image per defect; returns the report's path.
 
     Parameters
     ----------
@@ -66,8 +67,7 @@ def write_run_report(
     region = metrics.region_curve(prediction.maps, masks)
     scale = detector.calibration
     assert scale is not None
-    panel = _panel(parts.test, prediction, detector)
-    save_figure(panel, folder / PANEL, alt=_PANEL_ALT)
+    save_figure(_panel(parts.test, prediction, detector, [0.5]), folder / PANEL, alt=_PANEL_ALT)
     return write_report(
         folder / REPORT,
         title=f"{parts.root.name}: multi-level feature fusion network",
@@ -75,7 +75,7 @@ def write_run_report(
         figures=[
             ReportFigure(
                 "Which defects it finds",
-                panel,
+                _panel(parts.test, prediction, detector, [0.0, 1.0]),
                 "The highest and the lowest image score among the good images and among those of every defect. Ground "
                 "truth is outlined. The colours are fixed by the scores of good training images.",
                 _PANEL_ALT,
@@ -105,13 +105,13 @@ def write_run_report(
     )
 
 
-def _panel(test: Split, prediction: Prediction, detector: AnomalyDetector) -> Any:
-    """Two good images, then the best and the worst found image of every defect."""
+def _panel(test: Split, prediction: Prediction, detector: AnomalyDetector, ranks: list[float]) -> Figure:
+    """Images of the good ones and of every defect, by their rank in score: 0 is the highest, 1 the lowest."""
     chosen: list[int] = []
     for defect in sorted(set(test.defects), key=lambda d: (d != "good", d)):
         members = torch.tensor([i for i, d in enumerate(test.defects) if d == defect])
         order = members[prediction.scores[members].argsort(descending=True)]
-        chosen += [int(order[0]), int(order[-1])]
+        chosen += [int(order[round(rank * (len(order) - 1))]) for rank in ranks]
     scale = detector.calibration
     assert scale is not None
     return heatmap_panel(

@@ -108,7 +108,7 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
     names: dict[str, None] = {}
     stems = Counter(p.stem for p in paths)
     for path in paths:
-        name = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.name.replace('.', '_')}"
+        name = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.stem}"
         candidate, number = name, 2
         while candidate in names:
             candidate, number = f"{name}_{number}", number + 1

@@ -120,7 +120,7 @@ def total_loss(
     c = config
     first = second = third = _widen(features.new_zeros(()))
     if c.feature:
-        first = feature_loss(hypersphere_distance(features), mask)
+        first = feature_loss(hypersphere_distance(features), mask, balanced=c.balanced)
     if c.score:
         second = score_loss(score, mask, gamma=c.gamma, lam=c.lam, pairing=c.pairing, generator=generator)
     if c.consistency:

@@ -466,3 +466,14 @@ def test_arguments_are_checked() -> None:
         consistency_loss(features, score, mask, softmax="none")
     with pytest.raises(ValueError, match="coverage must be"):
         resize_mask(mask, (2, 2), coverage=1.0)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+def test_total_loss_takes_equation_3_or_4_as_configured(balanced: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features, score = torch.randn(2, 4, 6, 6, generator=generator), torch.randn(2, 1, 6, 6, generator=generator)
+    mask = torch.rand(2, 1, 6, 6, generator=generator) < 0.1
+    terms = total_loss(features, score, mask, LossConfig(balanced=balanced), generator=generator)
+    distance = hypersphere_distance(features)
+    assert torch.equal(terms.feature, feature_loss(distance, mask, balanced=balanced))
+    assert not torch.isclose(terms.feature, feature_loss(distance, mask, balanced=not balanced))

@@ -218,8 +218,6 @@ def print_metrics(result: dict[str, Any]) -> None:
 
 def main() -> None:
     """Run the command line; the entry point of ``mlffn``."""
-    # Threads that wait by spinning make two jobs on one machine many times slower than one after the other.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

@@ -24,7 +24,7 @@ _PANEL_ALT = "Rows of test images with the outline of the defect, the score map,
 
 
 def demo_config(seed: int = 0, device: str = "auto") -> Config:
-    """Return the preset ``lite`` at 128 px with 500 steps, about a minute on two cores."""
+    """Return the preset ``lite`` at 128 px with 500 steps, about two minutes on two cores."""
     return Config.preset("lite", data={"size": 128}, train={"steps": 500, "seed": seed, "device": device})
 
 

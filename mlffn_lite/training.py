@@ -175,11 +175,14 @@ class Trainer:
         else:
             scaled.backward()
         self.scaler.unscale_(self.optimizer)
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, train.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self._parameters(), train.clip or math.inf)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return terms, norm
+
+    def _parameters(self) -> list[Tensor]:
+        """Return what the optimiser changes, in the order in which it numbers its state."""
+        return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def _agree(self, stop: bool) -> bool:
         """Whether any device was told to stop, asked together now and then: none may leave while others wait for it."""
@@ -224,7 +227,7 @@ class Trainer:
             raise CheckpointError(f"the training images are not those of {self.folder}; train into another folder")
         load_model(self.module, tensors, path)
         slots: dict[int, dict[str, Tensor]] = {}
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        parameters = self._parameters()
         for key, value in tensors.items():
             if key.startswith("optimizer."):
                 _, index, name = key.split(".", 2)

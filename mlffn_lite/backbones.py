@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -33,7 +35,9 @@ class Backbone(nn.Module):
     Notes
     -----
     ``mode`` says what training may change: ``"train"`` everything, ``"batch_stats"`` only the running statistics of the
-    normalisation layers, ``"frozen"`` nothing.  In the last two no gradient is computed.
+    normalisation layers, ``"frozen"`` nothing.  In the last two no gradient is computed.  Where nothing changes, a copy
+    of the body computes, with its normalisation folded into the convolutions: the same numbers to rounding, in half the
+    time on a CPU.
     """
 
     body: Any  # a Module; typed loosely, because its parts differ from network to network
@@ -53,6 +57,7 @@ class Backbone(nn.Module):
         self.mode: Literal["train", "batch_stats", "frozen"] = "train"
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self._folded: tuple[list[tuple[int, int]], Any] = ([], None)
 
     def set_mode(self, mode: Literal["train", "batch_stats", "frozen"]) -> Backbone:
         """Choose what training may change; returns self."""
@@ -69,7 +74,61 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the levels of images (B, 3, H, W) in [0, 1]: (B, C, ⌈H/s⌉, ⌈W/s⌉) for s = 4, 8, 16."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mode == "train"):
-            return list(self.body((images - self.mean) / self.std))
+            body = self.body if self.body.training or torch.is_grad_enabled() else self._folded_body()
+            return list(body((images - self.mean) / self.std))
+
+    def _folded_body(self) -> Any:
+        """Return the folded copy, made anew whenever a weight has changed."""
+        tensors = itertools.chain(self.body.parameters(), self.body.buffers())
+        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
+        if state != self._folded[0]:
+            self._folded = (state, fold_batch_norm(self.body))  # in a tuple: not a part of this module
+        return self._folded[1]
+
+
+@torch.no_grad()
+def fold_batch_norm(body: nn.Module) -> nn.Module:
+    """Return a copy for evaluation whose batch normalisations are folded into the convolutions before them.
+
+    Which layers meet is read off a small image passing through; if the copy does not give what the original gives, an
+    unfolded copy is returned.
+    """
+    weight = next(body.parameters())
+    probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(weight)
+    plain, folded = (copy.deepcopy(body).eval().requires_grad_(False) for _ in range(2))
+    with torch.autocast(weight.device.type, enabled=False):
+        pairs = _conv_norm_pairs(folded, probe)
+        names = {module: name for name, module in folded.named_modules()}
+        for conv, norm in pairs:
+            fused = torch.nn.utils.fusion.fuse_conv_bn_eval(conv, norm)
+            conv.weight, conv.bias = fused.weight, fused.bias
+            parent, _, name = names[norm].rpartition(".")
+            # timm's normalisation layers carry the activation that follows them.
+            setattr(folded.get_submodule(parent), name, getattr(norm, "act", nn.Identity()))
+        agree = all(
+            torch.allclose(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
+            for a, b in zip(plain(probe), folded(probe), strict=True)
+        )
+    return folded if agree else plain
+
+
+def _conv_norm_pairs(body: nn.Module, probe: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
+    """Return the convolutions whose output goes straight into a batch normalisation, with it."""
+    made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # holds the outputs: an identity is reused once freed
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+
+    def see(module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(module, nn.Conv2d):
+            made[id(output)] = (module, output)
+        elif id(inputs[0]) in made:
+            pairs.append((made[id(inputs[0])][0], module))
+
+    layers = [m for m in body.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    hooks = [m.register_forward_hook(see) for m in layers]
+    body(probe)
+    for hook in hooks:
+        hook.remove()
+    return pairs
 
 
 def build_backbone(name: str, weights: str = "offline") -> Backbone:

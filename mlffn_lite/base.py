@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
 import pandas as pd
 import torch
@@ -22,6 +22,7 @@ from .errors import CheckpointError, DataError, TrainingError
 from .runs import CHECKPOINT, CONFIG, METRICS, environment, load_tensors, save_tensors, write_atomic, write_json
 from .training import autocast_dtype, resolve_device
 
+T = TypeVar("T")
 PREDICT_BATCH = 16
 CALIBRATION_IMAGES = 256
 """Good training images, at most, that colours and threshold are taken from, evenly spread over the set."""
@@ -93,6 +94,8 @@ class Detector(ABC):
     ----------
     method : str
         Name of the method in files, tables and on the command line.
+    shape : (int, int)
+        Height and width that files are read at: those of the images it was fitted to.
     calibration : Calibration or None
         Present once fitted.
     history : DataFrame
@@ -108,6 +111,7 @@ class Detector(ABC):
     def __init__(self, config: Config) -> None:
         self.config = config
         self.device = resolve_device(config.train.device)
+        self.shape = (config.data.size, config.data.size)
         self.calibration: Calibration | None = None
         self.history = pd.DataFrame()
         self.step, self.seconds = 0, 0.0
@@ -165,18 +169,18 @@ class Detector(ABC):
             If a file cannot be read.
         """
         if not isinstance(images, Tensor):
-            size, paths = self.config.data.size, [images] if isinstance(images, str | Path) else list(images)
-            read = list(map_threads(lambda path: read_image(path, size), paths, None))
-            images = torch.stack(read) if read else torch.zeros(0, 3, size, size)
+            shape, paths = self.shape, [images] if isinstance(images, str | Path) else list(images)
+            read = list(map_threads(lambda path: read_image(path, shape), paths, None))
+            images = torch.stack(read) if read else torch.zeros(0, 3, *shape)
         _check_images(images)
         if not len(images):
             return Prediction(torch.zeros(0, *images.shape[-2:]), torch.zeros(0))
-        maps = torch.cat([self._score_batch(chunk) for chunk in images.split(PREDICT_BATCH)])
+        maps = torch.cat([self._run(chunk, self._score) for chunk in images.split(PREDICT_BATCH)])
         return Prediction(maps, maps.flatten(1).amax(1))
 
     def predict_split(self, split: Split) -> Prediction:
         """Score every image of a split, a batch at a time."""
-        parts = [self.predict(images) for images in _batches(split)]
+        parts = [self.predict(images) for images in batches(split)]
         return Prediction(*(torch.cat(p) for p in zip(*parts, strict=True)))
 
     def evaluate(self, folder: AnomalyFolder | str | Path) -> dict[str, Any]:
@@ -185,8 +189,8 @@ class Detector(ABC):
         Returns
         -------
         dict
-            ``image_auroc``, ``pixel_auroc``, ``pro`` as fractions, at the configured resolution, masks resized to
-            it; ``per_defect`` with the image AUROC of each defect against all good images; counts and seconds. Pixel
+            ``image_auroc``, ``pixel_auroc``, ``pro`` as fractions, at the resolution ``shape``, masks resized to it;
+            ``per_defect`` with the image AUROC of each defect against all good images; counts and seconds. Pixel
             metrics leave out anomalous images without a mask, and are NaN if none has one.
 
         Raises
@@ -203,16 +207,13 @@ class Detector(ABC):
         started = time.perf_counter()
         prediction = self.predict_split(split)
         seconds = time.perf_counter() - started
-        labels, known = split.labels(), split.has_mask
-        maps, masks = prediction.maps[known], split.masks()[known]
+        labels = split.labels()
         defects = sorted(set(split.defects) - {"good"})
         of_defect = {d: torch.tensor([x in (d, "good") for x in split.defects]) for d in defects}
         return {
-            "image_auroc": metrics.image_auroc(prediction.scores, labels),
-            "pixel_auroc": metrics.pixel_auroc(maps, masks),
-            "pro": metrics.pro(maps, masks),
+            **measure(prediction, split),
             "per_defect": {d: metrics.image_auroc(prediction.scores[i], labels[i]) for d, i in of_defect.items()},
-            "size": split.size,
+            "shape": list(split.shape),
             "images": len(split),
             "predict_seconds": round(seconds, 3),
         }, prediction
@@ -226,6 +227,7 @@ class Detector(ABC):
             "seconds": self.seconds,
             "config": self.config.to_dict(),
             "data": self._data,
+            "shape": list(self.shape),
             "calibration": self.calibration and dataclasses.asdict(self.calibration),
         }
         write_atomic(folder / CONFIG, self.config.to_toml())
@@ -264,6 +266,7 @@ class Detector(ABC):
         detector._restore(tensors, folder / CHECKPOINT)
         detector._data = str(state.get("data", ""))
         detector.step, detector.seconds = int(state["step"]), float(state["seconds"])
+        detector.shape = tuple(state.get("shape", detector.shape))
         detector.calibration = Calibration(**state["calibration"])
         return detector
 
@@ -296,7 +299,7 @@ class Detector(ABC):
         measured, prediction = self.evaluate_split(parts.test) if len(parts.test) else ({}, None)
         result = {
             **measured,
-            "size": parts.size,
+            "shape": list(parts.shape),
             "method": self.method,
             "data": parts.root.resolve().name,
             "preset": preset,
@@ -308,21 +311,38 @@ class Detector(ABC):
         write_json(Path(run) / METRICS, result)
         return result, prediction
 
-    def _calibrate(self, train: Split, *, margin: float = 0.0) -> None:
-        some = train.subset(range(0, len(train), -(-len(train) // CALIBRATION_IMAGES)))
-        self.calibration = Calibration.from_good(self.predict_split(some), margin=margin)
+    def _calibrate(self, train: Split) -> None:
+        self.calibration = Calibration.from_good(self.predict_split(self._sample(train)))
 
-    def _score_batch(self, images: Tensor) -> Tensor:
+    def _sample(self, train: Split) -> Split:
+        """Return the training images to calibrate on."""
+        return train.subset(range(0, len(train), -(-len(train) // CALIBRATION_IMAGES)))
+
+    def _run(self, images: Tensor, function: Callable[[Tensor], T]) -> T:
+        """Apply a function to images (B, 3, H, W), uint8 or float in [0, 1], as :meth:`_score` is applied."""
         images = images.to(self.device, non_blocking=True)
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         dtype = autocast_dtype(self.config.train.precision, self.device)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return self._score(scaled.contiguous(memory_format=torch.channels_last))
+            return function(scaled.contiguous(memory_format=torch.channels_last))
 
     def _open(self, folder: AnomalyFolder | str | Path) -> AnomalyFolder:
         if isinstance(folder, AnomalyFolder):
             return folder
-        return AnomalyFolder(folder, size=self.config.data.size)
+        data = self.config.data
+        fitted = self.shape if self.calibration else None
+        return AnomalyFolder(folder, size=data.size, aspect=data.aspect, shape=fitted)
+
+
+def measure(prediction: Prediction, split: Split) -> dict[str, float]:
+    """Return ``image_auroc``, ``pixel_auroc`` and ``pro`` of a split's prediction, see :meth:`Detector.evaluate`."""
+    known = split.has_mask
+    maps, masks = prediction.maps[known], split.masks()[known]
+    return {
+        "image_auroc": metrics.image_auroc(prediction.scores, split.labels()),
+        "pixel_auroc": metrics.pixel_auroc(maps, masks),
+        "pro": metrics.pro(maps, masks),
+    }
 
 
 def upsample(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
@@ -339,6 +359,7 @@ def _check_images(images: Tensor) -> None:
         raise ValueError("float images must lie in [0, 1], without NaN; divide 8-bit values by 255, do not normalise")
 
 
-def _batches(split: Split) -> Iterator[Tensor]:
+def batches(split: Split) -> Iterator[Tensor]:
+    """Yield the images of a split, uint8, as many at a time as are scored together."""
     for start in range(0, len(split), PREDICT_BATCH):
         yield split.batch(range(start, min(start + PREDICT_BATCH, len(split))))[0]

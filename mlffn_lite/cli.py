@@ -1,4 +1,4 @@
-"""The command ``mlffn``: demo, data, train, evaluate, predict. User errors are one line and exit code 2."""
+"""The command ``mlffn``: demo, data, train, evaluate, predict, peers. User errors are one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def demo(
     from .detector import AnomalyDetector
 
     config = demo_config(seed, device or "auto")
-    parts = open_folder(miniparts_path() / category, config.data.size, skip_bad=False)
+    parts = open_folder(miniparts_path() / category, size=config.data.size)
     clear_demo(folder)
     detector = AnomalyDetector(config).fit(parts, out=folder)
     preset = f"lite at {config.data.size} px, {config.train.steps} steps"
@@ -94,7 +94,7 @@ def train(
     check_folder(folder, resume)
     if devices < 1 or config.train.batch < devices:
         raise ConfigError(f"--devices {devices} must be at least 1, and at most train.batch = {config.train.batch}")
-    parts = open_folder(data, config.data.size, skip_bad)
+    parts = open_folder(data, size=config.data.size, aspect=config.data.aspect, skip_bad=skip_bad)
     fabric = launch(config.train.device, devices) if devices > 1 else None
     try:
         detector = AnomalyDetector(config).fit(parts, out=folder, resume=resume, fabric=fabric)
@@ -110,10 +110,10 @@ def train(
 @app.command()
 def evaluate(run: RunFolder, data: DataFolder, device: Device = None, skip_bad: SkipBad = False) -> None:
     """Measure a trained detector on the test images of a folder and print the metrics."""
-    from .detector import AnomalyDetector
+    from .peers import load_run
 
-    detector = AnomalyDetector.load(run, device=device)
-    result = detector.evaluate(open_folder(data, detector.config.data.size, skip_bad))
+    detector = load_run(run, device=device)
+    result = detector.evaluate(open_folder(data, shape=detector.shape, skip_bad=skip_bad))
     print_metrics({**result, **detector.environment()})
 
 
@@ -126,13 +126,52 @@ def predict(
     skip_bad: SkipBad = False,
 ) -> None:
     """Score images: heatmap overlays on a fixed colour scale, and scores.csv."""
-    from .detector import AnomalyDetector
+    from .peers import load_run
     from .prediction import write_predictions
 
-    detector = AnomalyDetector.load(run, device=device)
+    detector = load_run(run, device=device)
     table = write_predictions(detector, images, folder, skip_bad=skip_bad)
     count = int(table["anomalous"].sum())
     out.print(f"{len(table)} images, {count} above the threshold; heatmaps and scores.csv are in {folder}")
+
+
+@app.command()
+def peers(
+    data: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DATA…]", help="Folders; by default the MiniParts categories.")
+    ] = None,
+    methods: Annotated[str, typer.Option(help="Names, with commas between.")] = "mlffn,patchcore,padim",
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "lite",
+    seeds: Annotated[int, typer.Option(help="How many seeds, from train.seed on.")] = 3,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: data.size=128.")] = None,
+    folder: Annotated[Path, typer.Option("--out", help="Where cells and tables are kept.")] = Path("runs/peers"),
+    device: Device = None,
+) -> None:
+    """Compare methods on data folders over seeds, in one table; stop it at any time, it goes on where it was."""
+    config = Config.preset(preset).override(settings or [])
+    config = config.replace(train={} if device is None else {"device": device})
+
+    from . import comparison
+    from .datasets.mini import CATEGORIES, miniparts_path
+    from .training import resolve_device
+
+    resolve_device(config.train.device)
+    places = data or [miniparts_path() / name for name in CATEGORIES]
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    cells = comparison.plan(places, names, config, seeds, " ".join([preset, *(settings or [])]))
+    try:
+        failures = comparison.run(cells, folder)
+    except KeyboardInterrupt as stop:
+        out.print(f"Stopped; finished cells are in {folder}; go on with the same command.")
+        raise typer.Exit(130) from stop
+    for name, reason in failures.items():
+        print(f"mlffn: {name} failed: {reason}", file=sys.stderr)
+    if len(failures) < len(cells):
+        comparison.write_tables(folder)
+        comparison.print_tables(folder, Console(width=None if sys.stdout.isatty() else 120))
+        out.print(f"Tables: {folder / comparison.MARKDOWN}, {folder / comparison.CSV}")
+    if failures:
+        raise typer.Exit(1)
 
 
 @data_app.command("verify")
@@ -180,12 +219,12 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise CheckpointError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
 
 
-def open_folder(data: Path, size: int, skip_bad: bool) -> AnomalyFolder:
+def open_folder(data: Path, **options: Any) -> AnomalyFolder:
     """Read a data folder; the hint names the option of this command line."""
     from .datasets.folder import AnomalyFolder
 
     try:
-        return AnomalyFolder(data, size=size, skip_bad=skip_bad)
+        return AnomalyFolder(data, **options)
     except DataError as error:
         raise DataError(str(error).replace("skip bad files", "use --skip-bad")) from error
 
@@ -211,9 +250,10 @@ def print_metrics(result: dict[str, Any]) -> None:
     if "image_auroc" not in result:
         out.print("No test images: nothing was measured.")
         return
+    height, width = result["shape"]
     names = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO"}
     out.print("  ".join(f"{label} {100 * result[key]:.1f}" for key, label in names.items()) + " (percent)")
-    out.print(f"seed {result['seed']}, {result['size']} px, {result['images']} test images, {result['device']}")
+    out.print(f"seed {result['seed']}, {height}x{width} px, {result['images']} test images, {result['device']}")
 
 
 def main() -> None:

@@ -21,10 +21,13 @@ class DataConfig:
     Attributes
     ----------
     size : int
-        Side in pixels of the square that every image and mask is resized to (aspect ratio is not kept).
+        Side in pixels of the square that every image and mask is resized to.
+    aspect : {"square", "keep"}
+        Squeeze them to that square, or resize to about as many pixels in the training images' median aspect ratio.
     """
 
     size: int = 256
+    aspect: Literal["square", "keep"] = "square"
 
 
 @dataclass(frozen=True)
@@ -37,12 +40,15 @@ class PseudoConfig:
         Share of each batch that is made anomalous, 0 to 1.
     confetti, cutpaste, scar : float
         Relative weights of the generators among the changed images (paper: confetti and CutPaste, half each).
+    blemish : float
+        Weight of a generator that the paper does not have: spots, stains and scratches of all sizes and strengths.
     """
 
     ratio: float = 0.5
     confetti: float = 1.0
     cutpaste: float = 1.0
     scar: float = 0.0
+    blemish: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,11 @@ class ModelConfig:
         Whether TEM's attention is divided by √d.
     rate : int
         Pooling rate r of the self-calibration.
+    density : float
+        Weight of the distance from the features of good images (:class:`~mlffn_lite.density.NormalDensity`) beside
+        the network's own score, both standardised on good images; 0 (the paper) leaves it out.
+    density_rank, density_shrinkage
+        Its parameters.
     """
 
     backbone: str = "efficientnet_lite0"
@@ -91,6 +102,9 @@ class ModelConfig:
     neighbour: Literal["right", "diagonal"] = "right"
     scaled_attention: bool = True
     rate: int = 4
+    density: float = 0.0
+    density_rank: int = 64
+    density_shrinkage: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -319,10 +333,14 @@ _RANGES: dict[str, tuple[float, float]] = {
     "pseudo.confetti": (0, 1e6),
     "pseudo.cutpaste": (0, 1e6),
     "pseudo.scar": (0, 1e6),
+    "pseudo.blemish": (0, 1e6),
     "model.width": (8, 4096),
     "model.tem_levels": (2, 4096),
     "model.ptfem_levels": (2, 64),
     "model.rate": (1, 64),
+    "model.density": (0, 1e3),
+    "model.density_rank": (1, 4096),
+    "model.density_shrinkage": (1e-6, 1e3),
     "loss.feature": (0, 1e6),
     "loss.score": (0, 1e6),
     "loss.consistency": (0, 1e6),
@@ -354,8 +372,9 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"model.stride = {config.model.stride} is unknown; choose 4, 8 or 16")
     if any(s < 1 for s in config.model.scales):
         raise ConfigError(f"model.scales = {list(config.model.scales)} must all be at least 1")
-    if not any((config.pseudo.confetti, config.pseudo.cutpaste, config.pseudo.scar)):
-        raise ConfigError("pseudo.confetti, pseudo.cutpaste and pseudo.scar are all 0; give one a weight")
+    kinds = {k: v for k, v in dataclasses.asdict(config.pseudo).items() if k != "ratio"}
+    if not any(kinds.values()):
+        raise ConfigError(f"pseudo.{', '.join(kinds)} are all 0; give one a weight")
     if not any((config.loss.feature, config.loss.score, config.loss.consistency)):
         raise ConfigError("loss.feature, loss.score and loss.consistency are all 0; nothing would be learned")
     if config.model.score == "learned" and not config.loss.score:
@@ -384,12 +403,15 @@ def _format_value(value: Any) -> str:
 PRESETS: dict[str, Config] = {
     "tiny": Config().replace(
         data={"size": 64},
-        model={"width": 32, "tem_levels": 16, "scales": (1, 2, 4)},
+        model={"width": 32, "tem_levels": 16, "scales": (1, 2, 4), "density": 1.0, "density_rank": 16},
         train={"steps": 20, "batch": 8, "optimizer": "adamw", "lr": 3e-3, "schedule": "one_cycle"},
     ),
     "lite": Config().replace(
+        data={"aspect": "keep"},
+        pseudo={"confetti": 0.0, "cutpaste": 0.0, "blemish": 1.0},
+        model={"density": 2.0},
         train={
-            "steps": 800,
+            "steps": 400,
             "batch": 16,
             "optimizer": "adamw",
             "lr": 3e-3,

@@ -24,8 +24,8 @@ _PANEL_ALT = "Rows of test images with the outline of the defect, the score map,
 
 
 def demo_config(seed: int = 0, device: str = "auto") -> Config:
-    """Return the preset ``lite`` at 128 px with 500 steps, about two minutes on two cores."""
-    return Config.preset("lite", data={"size": 128}, train={"steps": 500, "seed": seed, "device": device})
+    """Return the preset ``lite`` at 128 px, about a minute on two cores."""
+    return Config.preset("lite", data={"size": 128}, train={"seed": seed, "device": device})
 
 
 def clear_demo(folder: Path) -> None:

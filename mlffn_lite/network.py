@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .backbones import STRIDES, Backbone, build_backbone
 from .calibration import SelfCalibratedConv
 from .config import ModelConfig
+from .density import NormalDensity
 from .layers import FuseConv, area_pool
 from .losses import hypersphere_distance
 from .texture import StatisticalTexture
@@ -40,7 +41,8 @@ class MLFFN(nn.Module):
     Parameters
     ----------
     config : ModelConfig
-        Backbone, widths and the switches that make Table 4's arms.
+        Backbone, widths and the switches that make Table 4's arms. Where it asks for a density, the module is made
+        here and fitted by the detector; :meth:`forward` does not use it.
     backbone : Backbone, optional
         One that is built already; by default ``config`` names it.
 
@@ -50,6 +52,8 @@ class MLFFN(nn.Module):
     followed by 1×1 convolution, batch normalisation and ReLU, at the resolution ``config.stride``; a last 1×1
     convolution without activation gives ψ, so that it can lie anywhere around the origin.
     """
+
+    scales: Tensor
 
     def __init__(self, config: ModelConfig, backbone: Backbone | None = None) -> None:
         super().__init__()
@@ -77,6 +81,12 @@ class MLFFN(nn.Module):
         self.fuse = FuseConv(2 * width, width)
         self.embed = nn.Conv2d(width, width, 1)
         self.score = nn.Conv2d(width, 1, 1) if config.score == "learned" else None
+        self.weight = config.density
+        self.density = (
+            NormalDensity(low1 + low2 + high, config.density_rank, config.density_shrinkage) if config.density else None
+        )
+        if self.density is not None:  # per part: median on good images, and distance from it to the 99.9th percentile
+            self.register_buffer("scales", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
 
     def forward(self, images: Tensor) -> MLFFNOutput:
         """Score every pixel.
@@ -91,7 +101,10 @@ class MLFFN(nn.Module):
         MLFFNOutput
             At ⌈H/stride⌉ × ⌈W/stride⌉; distance and score in float32 whatever the autocast type.
         """
-        levels = self.backbone(images)
+        return self.head(self.backbone(images))
+
+    def head(self, levels: list[Tensor]) -> MLFFNOutput:
+        """Score pixels from the backbone's levels; :meth:`forward` after the backbone."""
         size = levels[self.level].shape[-2:]
         low = self.fuse_low(torch.cat([resize(x, size) for x in levels[:2]], dim=1))
         high = resize(self.calibrate(self.project_high(levels[2])), size)
@@ -101,6 +114,29 @@ class MLFFN(nn.Module):
             distance = hypersphere_distance(features)
             score = distance if self.score is None else self.score(features)
         return MLFFNOutput(features, distance, score)
+
+    def stack(self, levels: list[Tensor]) -> Tensor:
+        """Return all levels side by side at the fused resolution, (B, ΣC, h, w): what the density is fitted to."""
+        size = levels[self.level].shape[-2:]
+        return torch.cat([resize(x.float(), size) for x in levels], dim=1)
+
+    def standardise(self, score: Tensor, distance: Tensor) -> None:
+        """Learn what scores and distances of good images look like, for :meth:`fuse_scores`."""
+        for row, values in zip(self.scales, (score, distance), strict=True):
+            ordered = values.float().flatten().sort().values
+            low, high = (ordered[int(q * (len(ordered) - 1))] for q in (0.5, 0.999))
+            row.copy_(torch.stack((low, (high - low).clamp(min=1e-6))))
+
+    def fuse_scores(self, score: Tensor, distance: Tensor) -> Tensor:
+        """Return the mean of score η and distance, (B, 1, h, w), standardised: 1 is the edge of the normal range.
+
+        The distance has the weight ``config.density``, the score 1.
+        """
+        distance = resize(distance, score.shape[-2:])
+        first, second = (
+            (x.float() - low) / width for x, (low, width) in zip((score, distance), self.scales, strict=True)
+        )
+        return (first + self.weight * second) / (1 + self.weight)
 
     def heads(self) -> list[nn.Parameter]:
         """Return the trainable parameters outside the backbone."""

@@ -1,4 +1,4 @@
-"""Pseudo-anomalies (§2.1): confetti noise, CutPaste and CutPaste-Scar, each with the mask of what it changed.
+"""Pseudo-anomalies (§2.1): confetti noise, CutPaste, CutPaste-Scar and blemishes, each with the mask of its changes.
 
 Synthesis works on images in [0, 1], before any normalisation. Lengths are fractions of the image side, the shorter of
 height and width. All windows of a batch are laid end to end in one list of pixels, so the work is proportional to what
@@ -23,6 +23,7 @@ such as the far tail of a blur, nobody can see: they are taken back, and every p
 
 _GRID = 8  # probes per side with which a shape is judged before it is drawn
 _LUMA = (0.299, 0.587, 0.114)
+_CELLS = 8  # cells per side of the lattice of a smooth noise
 
 
 class Canvas:
@@ -315,7 +316,106 @@ class CutPasteScar(_Paste):
         return _lerp(draws[0], *self.length) * min(height, width), _lerp(draws[1], *self.width) * min(height, width)
 
 
-KINDS: dict[str, Callable[[], PseudoAnomaly]] = {"confetti": ConfettiNoise, "cutpaste": CutPaste, "scar": CutPasteScar}
+@dataclass(frozen=True, kw_only=True)
+class Blemish(PseudoAnomaly):
+    """Blemishes (not in the paper): irregular spots, stains and scratches of all sizes and strengths.
+
+    A blemish is an ellipse whose border is roughened by smooth noise; its opacity falls from at most 1 inside to 0 at
+    the border over a random width. What fills it is drawn per blemish: a change of colour, the image's own content from
+    elsewhere with a quarter of such a change, or a cloudy texture. Lengths and contrasts are log-uniform: small and
+    faint ones are as frequent as large and strong ones, which the paper's generators hardly make.
+
+    Parameters
+    ----------
+    count : (int, int)
+        Fewest and most blemishes per image, at most 64.
+    length : (float, float)
+        Range of the long axis, in image sides, log-uniform; never drawn smaller than 3 px.
+    aspect : (float, float)
+        Range of long over short axis, log-uniform; the short one is never smaller than 2 px.
+    contrast : (float, float)
+        Range of the largest change of a channel by colour or texture, log-uniform.
+    colour, elsewhere, texture : float
+        Relative weights of the fillings.
+    grey : float
+        Probability that all channels change alike.
+    """
+
+    count: tuple[int, int] = (1, 3)
+    length: tuple[float, float] = (4 / 256, 128 / 256)
+    aspect: tuple[float, float] = (1.0, 12.0)
+    contrast: tuple[float, float] = (0.08, 0.8)
+    colour: float = 0.4
+    elsewhere: float = 0.4
+    texture: float = 0.2
+    grey: float = 0.6
+
+    def __post_init__(self) -> None:
+        _check(self, count=(1, 64), length=(1e-6, 4), aspect=(1, 1e3), contrast=(1e-6, 1), grey=(0, 1))
+        _check(self, colour=(0, 1e6), elsewhere=(0, 1e6), texture=(0, 1e6))
+        if not self.colour + self.elsewhere + self.texture:
+            raise ValueError("colour, elsewhere and texture are all 0; give one a weight")
+
+    def apply(self, canvas: Canvas, images: Tensor, generator: torch.Generator) -> None:
+        """Draw blemishes one after the other, each onto the result of those before."""
+        size, n, most = canvas.out.shape[2:], len(images), self.count[1]
+        home = generator.device
+        draws = torch.rand((1 + 15 * most, n), generator=generator, device=home)
+        lattices = torch.rand((most, 2, n, _CELLS + 1, _CELLS + 1), generator=generator, device=home).to(images.device)
+        count = _lerp(draws[0], self.count[0], most + 1).floor()
+        for k, d in enumerate(draws[1:].unflatten(0, (most, 15))):
+            pose, start, extent = self._place(d[:5], *size)
+            tall, wide = extent * (count > k)
+            shape, y, x = _pixels(start, tall, wide, images.device)
+            at = canvas.locate(images.index_select(0, shape), y, x)
+            old = canvas.read(at, changed=True)
+            pose, d = pose.to(images.device), d.to(images.device)
+            v, u = _local(pose.index_select(1, shape), y, x)
+            v, u = v * (2 / pose[4])[shape], u * (2 / pose[5])[shape]  # the ellipse is the unit circle
+            rough = _value_noise(lattices[k, 0], shape, v, u, 2 + 4 * d[5])
+            soft = _log_lerp(d[6], 0.1, 1.0)[shape]
+            alpha = ((1 - v.square() - u.square() + 1.6 * (rough - 0.5)) / soft).clamp(0, 1)
+            cloud = _value_noise(lattices[k, 1], shape, v, u, 3 + 5 * d[5]) - 0.5
+            colour = self._colour(canvas, images, d)
+            height, width = size
+            shift = (d[13:] * d.new_tensor([[height], [width]])).long()
+            source = canvas.locate(images[shape], (y + shift[0][shape]) % height, (x + shift[1][shape]) % width)
+            colour, pick = colour.index_select(1, shape), d[7][shape] * (self.colour + self.elsewhere + self.texture)
+            moved = canvas.read(source) + colour / 4  # some of a blank image's surroundings equal it
+            filling = torch.where(pick < self.colour + self.elsewhere, moved, old + 2 * cloud * colour)
+            filling = torch.where(pick < self.colour, old + colour, filling)
+            canvas.write(at, old + alpha * (filling - old))
+
+    def _place(self, draws: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return poses (6, n), corners (2, n) and extents (2, n) of the windows that hold the roughened ellipses."""
+        short = min(height, width)
+        tall = (_log_lerp(draws[0], *self.length) * short).clamp(min=3)
+        wide = (tall / _log_lerp(draws[1], *self.aspect)).clamp(min=2)
+        angle = math.pi * draws[2]
+        cos, sin = angle.cos(), angle.sin()
+        pose = torch.stack((draws[3] * height - 0.5, draws[4] * width - 0.5, cos, sin, tall, wide))
+        reach = torch.stack((torch.hypot(tall * cos, wide * sin), torch.hypot(tall * sin, wide * cos)))
+        reach = reach * (math.sqrt(1.8) / 2)  # opacity is 0 outside: 1 - r² + 1.6 · ½ < 0
+        limit = pose.new_tensor([[height], [width]])
+        start, stop = ((pose[:2] + r + 1).clamp(min=0).minimum(limit).long() for r in (-reach, reach))
+        return pose, start, stop - start
+
+    def _colour(self, canvas: Canvas, images: Tensor, draws: Tensor) -> Tensor:
+        """Return the change of colour of each blemish, (3, n); darker instead of lighter where that shows more."""
+        centre = ((t * s).long().clamp(max=s - 1) for t, s in zip(draws[3:5], canvas.out.shape[2:], strict=True))
+        tint = torch.where(draws[9] < self.grey, torch.where(draws[10] < 0.5, -1.0, 1.0), 2 * draws[10:13] - 1)
+        colour = tint / tint.abs().amax(0) * _log_lerp(draws[8], *self.contrast)
+        seen = canvas.read(canvas.locate(images, *centre), changed=True)
+        more, less = (((seen + s * colour).clamp(0, 1) - seen).abs().mean(0) for s in (1, -1))
+        return torch.where(more < 0.4 * less, -colour, colour)
+
+
+KINDS: dict[str, Callable[[], PseudoAnomaly]] = {
+    "confetti": ConfettiNoise,
+    "cutpaste": CutPaste,
+    "scar": CutPasteScar,
+    "blemish": Blemish,
+}
 """Kinds of pseudo-anomalies by name."""
 
 
@@ -384,6 +484,10 @@ def _lerp(draws: Tensor, low: float, high: float) -> Tensor:
     return low + (high - low) * draws
 
 
+def _log_lerp(draws: Tensor, low: float, high: float) -> Tensor:
+    return _lerp(draws, math.log(low), math.log(high)).exp()
+
+
 def _below(draws: Tensor, limit: Tensor) -> Tensor:
     return torch.minimum((draws * limit).long(), limit - 1)  # the product may round up to the limit
 
@@ -428,6 +532,23 @@ def _source(pose: Tensor, shape: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, 
     inside = (v.abs() < h) & (u.abs() < w)
     v, u = torch.maximum(torch.minimum(v, h - 0.5), 0.5 - h), torch.maximum(torch.minimum(u, w - 0.5), 0.5 - w)
     return inside, (pose[6] + v).round().long(), (pose[7] + u).round().long()
+
+
+def _value_noise(lattice: Tensor, shape: Tensor, v: Tensor, u: Tensor, cells: Tensor) -> Tensor:
+    """Smooth noise in [0, 1] at points (N,), |v|, |u| < 1.35, of shapes whose lattices are (n, _CELLS + 1, _CELLS + 1).
+
+    ``cells``, (n,), at most _CELLS, is how many of them a shape and its surroundings are across.
+    """
+    half = cells.index_select(0, shape) / 2
+    v, u = ((t.clamp(-1.35, 1.35) * half / 1.35 + _CELLS / 2).clamp(0, _CELLS - 1e-3) for t in (v, u))
+    i, j = v.long(), u.long()
+    v, u = (t * t * (3 - 2 * t) for t in (v - i, u - j))
+    corner, values = (shape * (_CELLS + 1) + i) * (_CELLS + 1) + j, lattice.flatten()
+    top, bottom = (
+        torch.lerp(values.index_select(0, corner + down), values.index_select(0, corner + down + 1), u)
+        for down in (0, _CELLS + 1)
+    )
+    return torch.lerp(top, bottom, v)
 
 
 def _jitter(draws: Tensor, jitter: float) -> tuple[Tensor, Tensor]:

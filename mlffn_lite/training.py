@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import hashlib
 import math
 import signal
@@ -92,10 +93,7 @@ class Trainer:
             self.network, self.optimizer = fabric.setup(network, self.optimizer)
         self.autocast = autocast_dtype(config.train.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
-        pseudo = config.pseudo
-        self.pseudo = PseudoAnomalies(
-            ratio=pseudo.ratio, confetti=pseudo.confetti, cutpaste=pseudo.cutpaste, scar=pseudo.scar
-        )
+        self.pseudo = PseudoAnomalies(**dataclasses.asdict(config.pseudo))
         self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from mlffn_lite.backbones import Backbone, build_backbone
+from mlffn_lite.backbones import Backbone, build_backbone, fold_batch_norm
 from mlffn_lite.errors import ConfigError, WeightsError
 
 
@@ -52,7 +53,58 @@ def test_late_stages_are_left_out(lite0: Backbone) -> None:
 def test_normalisation_is_applied_once(lite0: Backbone) -> None:
     images = torch.rand(1, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(lite0(images)[0], lite0.body((images - 0.5) / 0.5)[0])
+        got, plain = lite0(images)[0], lite0.body((images - 0.5) / 0.5)[0]
+    torch.testing.assert_close(got, plain, rtol=1e-3, atol=1e-3)  # folded against plain
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "mobilenetv3_small_100"])
+def test_folded_normalisation_gives_the_same_levels(name: str) -> None:
+    backbone = build_backbone(name, "none")
+    for norm in backbone.body.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
+            torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+            torch.nn.init.normal_(norm.bias, std=0.1)
+            torch.nn.init.normal_(norm.running_mean, std=0.1)
+            torch.nn.init.uniform_(norm.running_var, 0.5, 2)
+    folded = fold_batch_norm(backbone.body)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in folded.modules())
+    images = torch.rand(2, 3, 48, 64)
+    with torch.no_grad():
+        for a, b in zip(backbone.body.eval()(images), folded(images), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
+
+
+def test_folding_follows_the_weights_and_leaves_training_alone(lite0: Backbone) -> None:
+    backbone = copy.deepcopy(lite0).set_mode("train")
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        before = backbone.eval()(images)[2]
+        next(iter(backbone.body.parameters())).mul_(2)
+        after, plain = backbone(images)[2], backbone.body((images - 0.5) / 0.5)[2]
+    assert not torch.allclose(before, after)
+    torch.testing.assert_close(after, plain, rtol=1e-3, atol=1e-3)
+    assert not any("_folded" in key for key in backbone.state_dict())
+    assert backbone(images)[2].requires_grad  # with gradients, the original computes, in evaluation too
+    assert backbone.train()(images)[2].requires_grad
+
+
+def test_what_cannot_be_folded_stays() -> None:
+    """A normalisation that sees more than one convolution's output is not folded, and nothing is if it would differ."""
+
+    class Odd(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 3, padding=1)
+            self.norm = torch.nn.BatchNorm2d(3)
+            torch.nn.init.normal_(self.norm.bias)
+
+        def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+            y = self.conv(x)
+            return [self.norm(y) + y]  # y is used twice: folding would change the second use
+
+    body, images = Odd().eval(), torch.rand(1, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(fold_batch_norm(body)(images)[0], body(images)[0])
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_train_writes_a_complete_run_folder(trained: Path) -> None:
     result = json.loads((trained / "metrics.json").read_text())
     assert {"image_auroc", "pixel_auroc", "pro"} <= result.keys()
     assert all(0 <= result[k] <= 1 for k in ("image_auroc", "pixel_auroc", "pro"))
-    assert (result["preset"], result["seed"], result["device"], result["size"]) == ("tiny", 0, "cpu", 64)
+    assert (result["preset"], result["seed"], result["device"], result["shape"]) == ("tiny", 0, "cpu", [64, 64])
     assert (result["steps"], result["images"], result["train_images"], result["data"]) == (4, 8, 12, "parts")
     assert result["seconds"] > 0
     assert result["precision"] in ("float32", "bfloat16")

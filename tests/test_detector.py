@@ -40,16 +40,23 @@ def test_finds_obvious_defects(fitted: Any, folder: AnomalyFolder) -> None:
     assert result["image_auroc"] > 0.9
     assert result["pixel_auroc"] > 0.8
     assert result["per_defect"] == {"scratch": result["image_auroc"]}
-    assert (result["size"], result["images"]) == (64, 8)
+    assert (result["shape"], result["images"]) == ([64, 64], 8)
 
 
-def test_prediction_is_equation_9(fitted: Any, folder: AnomalyFolder) -> None:
-    """The map is η(ψ(X)) upsampled bilinearly, the image score its maximum."""
-    detector, _ = fitted
-    images = folder.test.images()[:3]
-    detector.network.eval()
+@pytest.mark.parametrize("density", [0.0, 3.0])
+def test_prediction_is_equation_9_and_the_density(folder: AnomalyFolder, density: float) -> None:
+    """The map is η(ψ(X)), or its standardised mean with the distance, upsampled; the image score is its maximum."""
+    config = CONFIG.replace(model={"density": density}, train={"steps": 5})
+    detector = AnomalyDetector(config).fit(folder, progress=False)
+    images, network = folder.test.images()[:3], detector.network.eval()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=_bf16(detector)):
-        score = detector.network(images.float() / 255).score
+        levels = network.backbone(images.float() / 255)
+        score = network.head(levels).score
+        assert torch.equal(score, network(images.float() / 255).score)
+        if network.density is not None:
+            distance = network.density(network.stack(levels))
+            (low, width), (near, range_) = network.scales.tolist()
+            score = ((score - low) / width + density * (distance - near) / range_) / (1 + density)
     expected = torch.nn.functional.interpolate(score, size=(64, 64), mode="bilinear")[:, 0]
     maps, scores = detector.predict(images)
     torch.testing.assert_close(maps, expected, atol=0.05, rtol=0.05)  # memory format changes the order of sums
@@ -60,6 +67,45 @@ def _bf16(detector: AnomalyDetector) -> bool:
     from mlffn_lite.training import autocast_dtype
 
     return autocast_dtype(detector.config.train.precision, detector.device) is not None
+
+
+def test_scales_standardise_good_training_images(fitted: Any, folder: AnomalyFolder) -> None:
+    """Of the left-out scores of good images, the median is 0 and the 99.9th percentile 1, part by part."""
+    detector, _ = fitted
+    with torch.inference_mode():
+        parts = detector._run(folder.train.images(), lambda x: detector._parts(x, left_out=True))
+    for values, (low, width) in zip(parts, detector.network.scales, strict=True):
+        ordered = values.float().flatten().sort().values
+        standard = (ordered - low) / width
+        assert abs(float(standard.median())) < 0.05
+        assert standard[int(0.999 * (len(standard) - 1))] == pytest.approx(1, abs=0.1)
+
+
+def test_parts_are_measured_apart(fitted: Any, folder: AnomalyFolder) -> None:
+    detector, _ = fitted
+    parts = detector.evaluate_parts(folder)
+    assert set(parts) == {"score", "density"}
+    assert all(0.5 < values["pixel_auroc"] <= 1 for values in parts.values())
+    assert parts["score"] != parts["density"]
+    plain = AnomalyDetector(CONFIG.replace(model={"density": 0.0}, train={"steps": 1})).fit(folder, progress=False)
+    assert plain.evaluate_parts(folder) == {}
+
+
+def test_long_parts_keep_their_aspect(parts: Path, tmp_path: Path) -> None:
+    """Fitted to a folder of 40x120 images, files are read, scored, saved and loaded at that aspect."""
+    shutil.copytree(parts, tmp_path / "long")
+    for path in (tmp_path / "long").rglob("*.png"):
+        with Image.open(path) as picture:
+            picture.resize((40, 120)).save(path)
+    config = CONFIG.replace(data={"aspect": "keep"}, train={"steps": 3})
+    detector = AnomalyDetector(config).fit(tmp_path / "long", out=tmp_path / "run", progress=False)
+    assert detector.shape == (112, 32)  # 64² pixels in the ratio 3 : 1, in multiples of 16 and at least 32
+    image = next((tmp_path / "long" / "test" / "good").iterdir())
+    loaded = AnomalyDetector.load(tmp_path / "run", device="cpu")
+    for each in (detector, loaded):
+        assert each.predict(image).maps.shape == (1, 112, 32)
+        assert each.evaluate(tmp_path / "long")["shape"] == [112, 32]
+        assert each.evaluate(parts)["shape"] == [112, 32]  # other files, read as those it was fitted to
 
 
 def test_input_kinds_agree(fitted: Any, folder: AnomalyFolder) -> None:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -106,45 +106,46 @@ def _in_range(image: Image.Image) -> bool:
     return bool(values.min() >= 0 and values.max() <= _TOP[image.mode])  # False for NaN
 
 
-def read_image(path: str | Path, size: int | None = None) -> Tensor:
+def read_image(path: str | Path, shape: tuple[int, int] | int | None = None) -> Tensor:
     """Read an image file as RGB, uint8, (3, H, W).
 
     Grey images get three equal channels and an alpha channel is dropped. 16-bit values are divided by 257 (0…65535
     to 0…255), float values must lie in [0, 1]. Of several frames the first is taken. Resizing is bilinear with
-    antialiasing and does not keep the aspect ratio.
+    antialiasing and does not keep the aspect ratio of its own accord.
 
     Parameters
     ----------
     path : str or Path
         Any image file that Pillow reads.
-    size : int, optional
-        Side of the square to resize to; without it the image keeps its size.
+    shape : (int, int) or int, optional
+        Height and width to resize to, or the side of a square; without it the image keeps its size.
 
     Raises
     ------
     DataError
         If the file cannot be decoded, is too large to be safe, or has a side shorter than 8 pixels.
     """
-    return image_tensor(open_image(path), size)
+    return image_tensor(open_image(path), shape)
 
 
-def image_tensor(image: Image.Image, size: int | None) -> Tensor:
+def image_tensor(image: Image.Image, shape: tuple[int, int] | int | None) -> Tensor:
     """Do the work of :func:`read_image` on an image that is open."""
     if image.mode in _TOP:  # convert() would clip 16-bit and float values instead of scaling them
         image = Image.fromarray(np.rint(np.asarray(image) * (255 / _TOP[image.mode])).astype(np.uint8))
     image = image.convert("L" if image.mode in _GREY else "RGB")
-    if size is not None:
-        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    if shape is not None:
+        height, width = _pair(shape)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
 
 
-def read_mask(path: str | Path, size: int | None = None) -> Tensor:
+def read_mask(path: str | Path, shape: tuple[int, int] | int | None = None) -> Tensor:
     """Read a mask file, bool, (H, W): a pixel that is not black is defective (in a JPEG, one of 128 or more).
 
     Resizing takes the nearest pixel, as is usual in the field. Only where that would leave nothing at all of a small
     defect, every pixel it touches is taken instead.
     """
-    return mask_tensor(open_image(path), size)
+    return mask_tensor(open_image(path), shape)
 
 
 def mask_values(image: Image.Image) -> np.ndarray:
@@ -155,18 +156,45 @@ def mask_values(image: Image.Image) -> np.ndarray:
     return values.max(axis=2) if values.ndim == 3 else values
 
 
-def mask_tensor(image: Image.Image, size: int | None) -> Tensor:
+def mask_tensor(image: Image.Image, shape: tuple[int, int] | int | None) -> Tensor:
     """Do the work of :func:`read_mask` on a mask that is open."""
     mask = mask_values(image) > (127 if image.format == "JPEG" else 0)
-    if size is not None:
-        height, width = mask.shape
-        middle = 2 * np.arange(size) + 1  # of every new pixel, in half pixels; integers, so ties are exact
-        small = mask[np.ix_(middle * height // (2 * size), middle * width // (2 * size))]
+    if shape is not None:
+        (height, width), (h, w) = mask.shape, _pair(shape)
+        y, x = (2 * np.arange(n) + 1 for n in (h, w))  # middles of new pixels, in half pixels; integers: ties are exact
+        small = mask[np.ix_(y * height // (2 * h), x * width // (2 * w))]
         if mask.any() and not small.any():
             y, x = np.nonzero(mask)
-            small[y * size // height, x * size // width] = True
+            small[y * h // height, x * w // width] = True
         mask = small
     return torch.from_numpy(np.array(mask))
+
+
+def _pair(shape: tuple[int, int] | int) -> tuple[int, int]:
+    return (shape, shape) if isinstance(shape, int) else shape
+
+
+def common_shape(entries: Sequence[Entry], size: int) -> tuple[int, int]:
+    """Return the height and width that keep the images' median aspect ratio at about size² pixels.
+
+    Both are multiples of 16, the coarsest stride of the network, and at least 32. Only headers are read; files that
+    cannot be read are left out.
+    """
+    ratios = [r for r in map_threads(_log_aspect, [e.path for e in entries], None) if r is not None]
+    ratio = float(np.exp(np.median(ratios))) if ratios else 1.0
+    sides = size * np.sqrt(ratio), size / np.sqrt(ratio)
+    height, width = (max(32, 16 * round(side / 16)) for side in sides)
+    return (size, size) if height == width else (height, width)
+
+
+def _log_aspect(path: Path) -> float | None:
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+            ratio = float(np.log(image.height / image.width))
+    except Exception:  # reported by the reader, with the other faults
+        return None
+    return -ratio if turned else ratio
 
 
 def scan(root: str | Path) -> Layout:
@@ -231,8 +259,8 @@ class Split(Sequence[Sample]):
     Made by :class:`AnomalyFolder`. Pixels are kept in memory as uint8, or decoded at each use if they do not fit.
     """
 
-    def __init__(self, entries: Sequence[Entry], size: int, pixels: tuple[Tensor, Tensor] | None) -> None:
-        self._entries, self._pixels, self.size = list(entries), pixels, size
+    def __init__(self, entries: Sequence[Entry], shape: tuple[int, int], pixels: tuple[Tensor, Tensor] | None) -> None:
+        self._entries, self._pixels, self.shape = list(entries), pixels, shape
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -247,7 +275,7 @@ class Split(Sequence[Sample]):
         index = torch.as_tensor(indices, dtype=torch.long)
         if self._pixels is not None:
             return self._pixels[0][index], self._pixels[1][index]
-        images, masks, faults = _decode([self._entries[i] for i in index.tolist()], self.size, None)
+        images, masks, faults = _decode([self._entries[i] for i in index.tolist()], self.shape, None)
         if faults:
             raise DataError(few(list(faults.values())))
         return images, masks
@@ -255,7 +283,7 @@ class Split(Sequence[Sample]):
     def subset(self, indices: Sequence[int] | Tensor) -> Split:
         """Return the chosen samples as a split of their own."""
         index = torch.as_tensor(indices, dtype=torch.long)
-        return Split([self._entries[i] for i in index.tolist()], self.size, self._pixels and self.batch(index))
+        return Split([self._entries[i] for i in index.tolist()], self.shape, self._pixels and self.batch(index))
 
     def images(self) -> Tensor:
         """Return all images, (M, 3, H, W) uint8. This is the memory the split itself uses: do not write to it."""
@@ -304,6 +332,10 @@ class AnomalyFolder:
         The folder.
     size : int
         Side in pixels of the square that images and masks are resized to, see :func:`read_image`, :func:`read_mask`.
+    aspect : {"square", "keep"}
+        Squeeze to that square, or to as many pixels in the training images' median aspect ratio, :func:`common_shape`.
+    shape : (int, int), optional
+        Height and width to resize to instead, such as those a detector was fitted to.
     skip_bad : bool
         Leave out files that cannot be used, with a warning that lists them, instead of raising.
     cache_bytes : int
@@ -313,6 +345,8 @@ class AnomalyFolder:
     ----------
     train, test : Split
         The training split (all good) and the test split (may be empty).
+    shape : (int, int)
+        Height and width of all images and masks.
 
     Raises
     ------
@@ -322,21 +356,32 @@ class AnomalyFolder:
     """
 
     def __init__(
-        self, root: str | Path, *, size: int = 256, skip_bad: bool = False, cache_bytes: int = 2 * 1024**3
+        self,
+        root: str | Path,
+        *,
+        size: int = 256,
+        aspect: str = "square",
+        shape: tuple[int, int] | None = None,
+        skip_bad: bool = False,
+        cache_bytes: int = 2 * 1024**3,
     ) -> None:
-        if size < MIN_SIDE:
-            raise ValueError(f"size must be at least {MIN_SIDE}, got {size}")
+        if min(shape or (size,)) < MIN_SIDE:
+            raise ValueError(f"images must have at least {MIN_SIDE} pixels a side, got {shape or size}")
+        if aspect not in ("square", "keep"):
+            raise ValueError(f"aspect must be 'square' or 'keep', got {aspect!r}")
         layout = scan(root)
         if missing := missing_good(layout):
             raise DataError(missing)
-        self.root, self.size = layout.root, size
+        self.root = layout.root
+        self.shape = shape or (common_shape(layout.train, size) if aspect == "keep" else (size, size))
         splits: list[Split] = []
         faults: list[str] = []
         for name, entries in (("train", layout.train), ("test", layout.test)):
-            keep = len(entries) * 4 * size**2 <= cache_bytes
-            cache_bytes -= len(entries) * 4 * size**2 * keep
-            images, masks, bad = _decode(entries, size, f"reading {name}", keep)
-            split = Split(entries, size, (images, masks) if keep else None)
+            needed = len(entries) * 4 * self.shape[0] * self.shape[1]
+            keep = needed <= cache_bytes
+            cache_bytes -= needed * keep
+            images, masks, bad = _decode(entries, self.shape, f"reading {name}", keep)
+            split = Split(entries, self.shape, (images, masks) if keep else None)
             splits.append(split.subset([i for i in range(len(entries)) if i not in bad]) if bad else split)
             faults += bad.values()
         self.train, self.test = splits
@@ -358,17 +403,17 @@ class AnomalyFolder:
 
 
 def _decode(
-    entries: Sequence[Entry], size: int, what: str | None, keep: bool = True
+    entries: Sequence[Entry], shape: tuple[int, int], what: str | None, keep: bool = True
 ) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Decode entries; returns images, masks (both of length 0 unless ``keep``) and faults by position."""
-    images = torch.zeros((len(entries) * keep, 3, size, size), dtype=torch.uint8)
-    masks = torch.zeros((len(entries) * keep, size, size), dtype=torch.bool)
+    images = torch.zeros((len(entries) * keep, 3, *shape), dtype=torch.uint8)
+    masks = torch.zeros((len(entries) * keep, *shape), dtype=torch.bool)
 
     def read(i: int) -> str | None:
         entry = entries[i]
         try:
             image = open_image(entry.path)
-            pixels = image_tensor(image, size)
+            pixels = image_tensor(image, shape)
             mask = None if entry.mask is None else open_image(entry.mask)
         except DataError as error:
             return str(error)
@@ -377,7 +422,7 @@ def _decode(
         if keep:
             images[i] = pixels
             if mask is not None:
-                masks[i] = mask_tensor(mask, size)
+                masks[i] = mask_tensor(mask, shape)
         return None
 
     found = enumerate(map_threads(read, range(len(entries)), what))

@@ -12,13 +12,14 @@ from collections.abc import Callable
 
 import torch
 
-from mlffn_lite.pseudo import Canvas, ConfettiNoise, CutPaste, CutPasteScar, PseudoAnomalies
+from mlffn_lite.pseudo import Blemish, Canvas, ConfettiNoise, CutPaste, CutPasteScar, PseudoAnomalies
 
 KINDS: dict[str, Callable[..., object]] = {
     "input": lambda images, *, generator: Canvas(images),
     "confetti": ConfettiNoise(),
     "cutpaste": CutPaste(),
     "scar": CutPasteScar(),
+    "blemish": Blemish(),
     "default, ratio 1": PseudoAnomalies(1.0),
     "default, ratio 0.5": PseudoAnomalies(0.5),
 }

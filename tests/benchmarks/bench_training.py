@@ -112,6 +112,10 @@ def main() -> None:
     for name, function in parts(trainer, data).items():
         low, middle = timed(function, options.repeats, batch, trainer.device)
         print(f"{name:32} {low:8.2f} {middle:8.2f}")
+    network = trainer.module.eval()
+    if network.density is not None:
+        with torch.no_grad():
+            network.density.fit([network.stack(network.backbone(data.images.to(trainer.device).float() / 255))])
     low, middle = timed(lambda: detector.predict(data.images[:batch]), options.repeats, batch, trainer.device)
     print(f"{'prediction':32} {low:8.2f} {middle:8.2f}")
     if trainer.device.type == "cuda":

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mlffn_lite.datasets.folder import AnomalyFolder, read_image, read_mask
+from mlffn_lite.datasets.folder import AnomalyFolder, Entry, common_shape, read_image, read_mask
 from mlffn_lite.datasets.verify import Finding, VerifyReport, verify
 from mlffn_lite.errors import DataError
 
@@ -309,7 +309,7 @@ def test_layout_faults_say_what_to_do(tmp_path: Path, mvtec: Path) -> None:
     (mvtec / "train" / "good").mkdir()
     (mvtec / "train" / "good" / "readme.txt").write_text("images go here")
     fails(mvtec, "good holds no image")
-    with pytest.raises(ValueError, match="size must be at least 8"):
+    with pytest.raises(ValueError, match="at least 8 pixels a side"):
         AnomalyFolder(mvtec, size=4)
 
 
@@ -444,3 +444,48 @@ def test_no_bytes_escape_as_another_error(tmp_path_factory: object, content: byt
         warnings.simplefilter("ignore")
         with contextlib.suppress(DataError):
             assert read_image(path, 16).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ([(100, 100)], (256, 256)),
+        ([(320, 808)] * 3, (400, 160)),  # width 320, height 808
+        ([(808, 320)] * 3, (160, 400)),
+        ([(50, 100), (100, 100), (100, 50)], (256, 256)),
+        ([(104, 100)], (256, 256)),  # nearly square is square
+        ([(8, 800)], (2560, 32)),
+    ],
+)
+def test_common_shape_keeps_the_median_aspect(tmp_path: Path, sizes: list[tuple[int, int]], shape: Any) -> None:
+    for i, size in enumerate(sizes):
+        Image.new("L", size, 90).save(tmp_path / f"{i}.png")
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    entries = [Entry(p) for p in sorted(tmp_path.iterdir())]
+    assert common_shape(entries, 256) == shape
+    assert common_shape([Entry(tmp_path / "broken.png")], 64) == (64, 64)
+
+
+def test_common_shape_obeys_the_exif_tag(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.new("L", (400, 100), 90).save(tmp_path / "turned.jpg", exif=exif)
+    assert common_shape([Entry(tmp_path / "turned.jpg")], 64) == (128, 32)
+    assert read_image(tmp_path / "turned.jpg").shape[1:] == (400, 100)
+
+
+def test_folders_are_read_in_the_shape_asked_for(tmp_path: Path) -> None:
+    for place, value in (("train/good/a", 90), ("test/good/b", 90), ("test/crack/c", 90), ("ground_truth/crack/c", 0)):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (30, 90), value).save(tmp_path / f"{place}.png")
+    mask = Image.new("L", (30, 90), 0)
+    mask.putpixel((29, 89), 255)
+    mask.save(tmp_path / "ground_truth" / "crack" / "c.png")
+    folder = AnomalyFolder(tmp_path, size=64, aspect="keep")
+    assert folder.shape == folder.train.shape == (112, 32)
+    assert folder.test.images().shape == (2, 3, 112, 32)
+    assert folder.test.masks()[0, -1, -1] or folder.test.masks()[1, -1, -1]  # the lone pixel stays, in its corner
+    assert int(folder.test.masks().sum()) == 1
+    assert AnomalyFolder(tmp_path, shape=(48, 80)).train.images().shape == (1, 3, 48, 80)
+    with pytest.raises(ValueError, match="aspect must be"):
+        AnomalyFolder(tmp_path, aspect="crop")

@@ -1,0 +1,92 @@
+"""What each ingredient of the preset ``lite`` buys: ``python tests/benchmarks/ablation.py DATA… --out FOLDER``.
+
+Every arm changes the preset in one thing and is trained on every data folder with every seed. The preset itself, and
+what its network's score and its density reach alone, come from a comparison that ``mlffn peers`` has run (``--base``).
+Finished cells are not run again. With ``--table`` nothing is run: the table is made from the cells that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from mlffn_lite import comparison
+from mlffn_lite.config import Config
+from mlffn_lite.runs import write_atomic
+
+ARMS: dict[str, list[str]] = {
+    "pseudo-anomalies of the paper": ["pseudo.confetti=1", "pseudo.cutpaste=1", "pseudo.blemish=0"],
+    "the paper's and blemishes, half each": ["pseudo.confetti=1", "pseudo.cutpaste=1", "pseudo.blemish=2"],
+    "backbone's statistics follow the data": ["train.backbone=batch_stats"],
+}
+PARTS = {"score": "lite, network's score alone", "density": "lite, density alone"}
+METRICS = ("image_auroc", "pixel_auroc", "pro")
+
+
+def rows(folder: Path, base: Path) -> pd.DataFrame:
+    """Return arm, set, seed and metrics of all cells; the parts of the preset's cells count as arms."""
+    found = []
+    paths = [*(base / comparison.CELLS).glob("*-mlffn-*.json"), *(folder / comparison.CELLS).glob("*.json")]
+    for path in sorted(paths, key=lambda p: p.name):
+        cell = json.loads(path.read_text(encoding="utf-8"))
+        if "reason" in cell:
+            continue
+        arm = "lite" if path.is_relative_to(base) else cell["label"]
+        about = {"set": f"{cell['set']} {'x'.join(map(str, cell['shape']))}", "seed": cell["seed"]}
+        found.append({"arm": arm, **about, **{k: cell[k] for k in METRICS}})
+        if arm == "lite":
+            found += [{"arm": PARTS[part], **about, **values} for part, values in cell["parts"].items()]
+    return pd.DataFrame(found)
+
+
+def table(folder: Path, base: Path) -> str:
+    """Return the arms' metrics in percent, image AUROC / pixel AUROC / PRO, mean ± sample standard deviation."""
+    cells = rows(folder, base)
+    sets = sorted(cells[cells["arm"].isin(ARMS)]["set"].unique())
+    arms = [a for a in ("lite", *PARTS.values(), *ARMS) if (cells["arm"] == a).any()]
+    lines = [["", *sets], ["---"] * (1 + len(sets))]
+    for arm in dict.fromkeys(arms):
+        line = [arm]
+        for name in sets:
+            chosen = 100 * cells[(cells["arm"] == arm) & (cells["set"] == name)][list(METRICS)]
+            spread = chosen.std(ddof=1)
+            line.append(
+                " / ".join(f"{chosen[k].mean():.1f} ± {spread[k]:.1f}" for k in METRICS) if len(chosen) else "–"
+            )
+        lines.append(line)
+    seeds = ", ".join(map(str, sorted(cells["seed"].unique())))
+    return (
+        "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        + f"\n\nSeeds {seeds}; image AUROC / pixel AUROC / PRO.\n"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", nargs="*", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--base", type=Path, required=True, help="folder of the comparison that holds the preset")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="for all arms")
+    parser.add_argument("--arm", action="append", choices=[*ARMS], help="only these")
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    failures: dict[str, str] = {}
+    for arm in [] if options.table else options.arm or ARMS:
+        config = Config.preset("lite").override([*options.set, *ARMS[arm]])
+        cells = comparison.plan(options.data, ["mlffn"], config, options.seeds, arm)
+        failures |= comparison.run(cells, options.out)
+    for name, reason in failures.items():
+        print(f"{name} failed: {reason}", file=sys.stderr)
+    text = table(options.out, options.base)
+    write_atomic(options.out / "ablation.md", text)
+    print(text)
+    return int(bool(failures))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

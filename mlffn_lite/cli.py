@@ -140,7 +140,7 @@ def peers(
     data: Annotated[
         list[Path] | None, typer.Argument(metavar="[DATA…]", help="Folders; by default the MiniParts categories.")
     ] = None,
-    methods: Annotated[str, typer.Option(help="Names, with commas between.")] = "mlffn,patchcore,padim",
+    methods: Annotated[str, typer.Option(help="Names, with commas between.")] = "mlffn,patchcore,patchcore_fine,padim",
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "lite",
     seeds: Annotated[int, typer.Option(help="How many seeds, from train.seed on.")] = 3,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: data.size=128.")] = None,

@@ -12,6 +12,7 @@ from ..runs import CHECKPOINT, load_tensors
 METHODS = {
     "mlffn": "mlffn_lite.detector:AnomalyDetector",
     "patchcore": "mlffn_lite.peers.patchcore:PatchCore",
+    "patchcore_fine": "mlffn_lite.peers.patchcore:FinePatchCore",
     "padim": "mlffn_lite.peers.padim:PaDiM",
 }
 """Where the class of every method is, in the order of tables; its constructor takes a ``Config`` alone."""

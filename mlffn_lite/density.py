@@ -98,7 +98,7 @@ class NormalDensity(nn.Module):
         local = first / count
         scatter = second - count * local.unsqueeze(2) * local.unsqueeze(1)
         scatter = self.whitening.mT @ (scatter / max(count - 1, 1)) @ self.whitening
-        values, vectors = torch.linalg.eigh(scatter)
+        values, vectors = _eigh(scatter)
         values = values.clamp(min=0)
         largest, others = values[:, -self.rank :], values[:, : -self.rank]
         rest = others.mean(1, keepdim=True) if others.shape[1] else torch.zeros_like(largest[:, :1])
@@ -148,9 +148,16 @@ class NormalDensity(nn.Module):
 def _whitening(covariance: Tensor) -> Tensor:
     """Return W (C, C) with Wᵀ·covariance·W ≈ 1: channels to unit variance, then along the principal axes."""
     scale = covariance.diagonal().clamp(min=1e-12).rsqrt()
-    values, axes = torch.linalg.eigh(scale[:, None] * covariance * scale)
+    values, axes = _eigh(scale[:, None] * covariance * scale)
     values = values.clamp(min=0)
     return scale[:, None] * axes * (values + EIGENVALUE_FLOOR * values.mean().clamp(min=1e-12)).rsqrt()
+
+
+def _eigh(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and eigenvectors; on the CPU where the device has no such routine."""
+    home = x.cpu() if x.device.type == "mps" else x
+    values, vectors = torch.linalg.eigh(home)
+    return values.to(x.device), vectors.to(x.device)
 
 
 def _leave_one_out(squared: Tensor, count: int) -> Tensor:

@@ -88,17 +88,7 @@ class FeatureDetector(Detector):
 
     @torch.inference_mode()
     def fit(self, folder: AnomalyFolder | str | Path, *, out: str | Path | None = None, progress: bool = True) -> Self:
-        """Fit to the good training images of a folder and calibrate on them; returns self.
-
-        Parameters
-        ----------
-        folder : AnomalyFolder or path
-            Only its training split is read.
-        out : path, optional
-            Run folder; without it nothing is written.
-        progress : bool
-            Show a progress bar.
-        """
+        """Remember the features of the good training images of a folder; arguments as in :meth:`Detector.fit`."""
         parts = self._open(folder)
         self.shape = parts.shape
         started = time.perf_counter()

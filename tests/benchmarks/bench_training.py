@@ -1,7 +1,7 @@
 """Time a training step and its parts, prediction, and peak memory: ``python tests/benchmarks/bench_training.py``.
 
-The floor is the backbone's forward pass alone. Each figure is the minimum and the median over the repeats, in
-milliseconds per image.
+The floor is the backbone's forward pass alone; the last column is the ratio of the medians. Each figure is the minimum
+and the median over the repeats, in milliseconds per image.
 """
 
 from __future__ import annotations
@@ -108,16 +108,22 @@ def main() -> None:
         f"{config.model.backbone}, {config.data.size} px, stride {config.model.stride}, batch {batch}, backbone "
         f"{config.train.backbone}, {trainer.autocast or 'float32'}, {trainer.device}, {options.threads} threads"
     )
-    print(f"{'ms per image':32} {'min':>8} {'median':>8}")
-    for name, function in parts(trainer, data).items():
+    print(f"{'ms per image':32} {'min':>8} {'median':>8} {'/ floor':>8}")
+    floor = 0.0
+
+    def show(name: str, function: Callable[[], Any]) -> None:
+        nonlocal floor
         low, middle = timed(function, options.repeats, batch, trainer.device)
-        print(f"{name:32} {low:8.2f} {middle:8.2f}")
+        floor = floor or middle
+        print(f"{name:32} {low:8.2f} {middle:8.2f} {middle / floor:8.2f}")
+
+    for name, function in parts(trainer, data).items():
+        show(name, function)
     network = trainer.module.eval()
     if network.density is not None:
         with torch.no_grad():
             network.density.fit([network.stack(network.backbone(data.images.to(trainer.device).float() / 255))])
-    low, middle = timed(lambda: detector.predict(data.images[:batch]), options.repeats, batch, trainer.device)
-    print(f"{'prediction':32} {low:8.2f} {middle:8.2f}")
+    show("prediction", lambda: detector.predict(data.images[:batch]))
     if trainer.device.type == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated(trainer.device) / 2**20:.0f} MiB")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, all of the process")

@@ -14,6 +14,7 @@ from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.errors import CheckpointError, ConfigError
 from mlffn_lite.peers import METHODS, load_method
 from mlffn_lite.peers.patchcore import (
+    FinePatchCore,
     PatchCore,
     PatchCoreParameters,
     coreset,
@@ -105,10 +106,12 @@ def test_a_coreset_covers_better_than_chance() -> None:
     assert float(nearest(points, points[chosen])[0].max()) < 0.8 * float(nearest(points, points[chance])[0].max())
 
 
-def test_finds_obvious_defects(fitted: tuple[PatchCore, Path], folder: AnomalyFolder) -> None:
-    result = fitted[0].evaluate(folder)
-    assert result["image_auroc"] > 0.9
-    assert result["pixel_auroc"] > 0.9
+@pytest.mark.parametrize("method", [PatchCore, FinePatchCore])
+def test_finds_obvious_defects(method: type[PatchCore], folder: AnomalyFolder) -> None:
+    """Averaged over 3×3 of the few pixels of an 8×8 map, thin scratches fade."""
+    result = method(CONFIG).fit(folder, progress=False).evaluate(folder)
+    assert result["image_auroc"] > (0.9 if method is FinePatchCore else 0.7)
+    assert result["pixel_auroc"] > (0.9 if method is FinePatchCore else 0.8)
 
 
 def test_the_bank_is_a_tenth_of_the_good_patches(fitted: tuple[PatchCore, Path], folder: AnomalyFolder) -> None:

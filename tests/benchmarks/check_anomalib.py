@@ -2,12 +2,12 @@
 
 anomalib is no dependency.  Install it, without its own choice of torch, into an environment of its own:
 
-    python -m venv --system-site-packages /tmp/anomalib
-    /tmp/anomalib/bin/pip install --no-deps anomalib lightning lightning-utilities pytorch-lightning torchmetrics \
+    python -m venv --system-site-packages anomalib-venv
+    anomalib-venv/bin/pip install --no-deps anomalib lightning lightning-utilities pytorch-lightning torchmetrics \
         jsonargparse kornia kornia-rs omegaconf "antlr4-python3-runtime==4.9.3" einops rich-argparse python-dotenv \
         freia docstring-parser typeshed-client importlib_resources opencv-python-headless imagecodecs tifffile \
         scikit-image lazy-loader
-    /tmp/anomalib/bin/python tests/benchmarks/check_anomalib.py DATA [SIZE]
+    anomalib-venv/bin/python tests/benchmarks/check_anomalib.py DATA [SIZE]
 
 The environment must see the one that mlffn_lite is in; where that is a virtual environment itself, name its
 site-packages in PYTHONPATH.

@@ -19,6 +19,7 @@ from . import metrics
 from .config import Config
 from .datasets.folder import MIN_SIDE, AnomalyFolder, Split, map_threads, read_image
 from .errors import CheckpointError, DataError, TrainingError
+from .layers import normal_range
 from .runs import CHECKPOINT, CONFIG, METRICS, environment, load_tensors, save_tensors, write_atomic, write_json
 from .training import autocast_dtype, resolve_device
 
@@ -73,8 +74,7 @@ class Calibration:
             raise TrainingError(
                 "the trained network gives scores that are not finite; lower train.lr or set train.clip"
             )
-        pixels = prediction.maps.flatten().sort().values
-        low, top = (float(pixels[int(q * (pixels.numel() - 1))]) for q in (0.5, 0.999))
+        low, top = map(float, normal_range(prediction.maps))
         threshold = float(prediction.scores.quantile(0.99))
         return cls(low, low + max(2 * (top - low), margin, 1e-6), threshold)
 
@@ -133,7 +133,7 @@ class Detector(ABC):
 
     @abstractmethod
     def _score(self, images: Tensor) -> Tensor:
-        """Return score maps (B, H, W), float32, on the CPU, of images (B, 3, H, W) float in [0, 1] on the device.
+        """Return score maps (B, H, W), float32, of images (B, 3, H, W) float in [0, 1], both on the device.
 
         Called in inference mode and under the configured autocast, with channels-last images.
         """
@@ -175,7 +175,7 @@ class Detector(ABC):
         _check_images(images)
         if not len(images):
             return Prediction(torch.zeros(0, *images.shape[-2:]), torch.zeros(0))
-        maps = torch.cat([self._run(chunk, self._score) for chunk in images.split(PREDICT_BATCH)])
+        maps = torch.cat([self._run(chunk, self._score).cpu() for chunk in images.split(PREDICT_BATCH)])
         return Prediction(maps, maps.flatten(1).amax(1))
 
     def predict_split(self, split: Split) -> Prediction:
@@ -311,8 +311,8 @@ class Detector(ABC):
         write_json(Path(run) / METRICS, result)
         return result, prediction
 
-    def _calibrate(self, train: Split) -> None:
-        self.calibration = Calibration.from_good(self.predict_split(self._sample(train)))
+    def _calibrate(self, train: Split, *, margin: float = 0.0) -> None:
+        self.calibration = Calibration.from_good(self.predict_split(self._sample(train)), margin=margin)
 
     def _sample(self, train: Split) -> Split:
         """Return the training images to calibrate on."""
@@ -329,9 +329,8 @@ class Detector(ABC):
     def _open(self, folder: AnomalyFolder | str | Path) -> AnomalyFolder:
         if isinstance(folder, AnomalyFolder):
             return folder
-        data = self.config.data
         fitted = self.shape if self.calibration else None
-        return AnomalyFolder(folder, size=data.size, aspect=data.aspect, shape=fitted)
+        return AnomalyFolder(folder, **dataclasses.asdict(self.config.data), shape=fitted)
 
 
 def measure(prediction: Prediction, split: Split) -> dict[str, float]:
@@ -346,8 +345,8 @@ def measure(prediction: Prediction, split: Split) -> dict[str, float]:
 
 
 def upsample(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Bring maps (B, 1, h, w) to ``size`` bilinearly; returns (B, H, W), float32, on the CPU."""
-    return functional.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)[:, 0].cpu()
+    """Bring maps (B, 1, h, w) to ``size`` bilinearly; returns (B, H, W), float32."""
+    return functional.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _check_images(images: Tensor) -> None:

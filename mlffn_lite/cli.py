@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import traceback
@@ -58,7 +59,7 @@ def demo(
     from .detector import AnomalyDetector
 
     config = demo_config(seed, device or "auto")
-    parts = open_folder(miniparts_path() / category, size=config.data.size)
+    parts = open_folder(miniparts_path() / category, **dataclasses.asdict(config.data))
     clear_demo(folder)
     detector = AnomalyDetector(config).fit(parts, out=folder)
     preset = f"lite at {config.data.size} px, {config.train.steps} steps"
@@ -94,7 +95,7 @@ def train(
     check_folder(folder, resume)
     if devices < 1 or config.train.batch < devices:
         raise ConfigError(f"--devices {devices} must be at least 1, and at most train.batch = {config.train.batch}")
-    parts = open_folder(data, size=config.data.size, aspect=config.data.aspect, skip_bad=skip_bad)
+    parts = open_folder(data, **dataclasses.asdict(config.data), skip_bad=skip_bad)
     fabric = launch(config.train.device, devices) if devices > 1 else None
     try:
         detector = AnomalyDetector(config).fit(parts, out=folder, resume=resume, fabric=fabric)
@@ -140,7 +141,7 @@ def peers(
     data: Annotated[
         list[Path] | None, typer.Argument(metavar="[DATA…]", help="Folders; by default the MiniParts categories.")
     ] = None,
-    methods: Annotated[str, typer.Option(help="Names, with commas between.")] = "mlffn,patchcore,patchcore_fine,padim",
+    methods: Annotated[str | None, typer.Option(help="Names, with commas between; by default all.")] = None,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "lite",
     seeds: Annotated[int, typer.Option(help="How many seeds, from train.seed on.")] = 3,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: data.size=128.")] = None,
@@ -153,11 +154,12 @@ def peers(
 
     from . import comparison
     from .datasets.mini import CATEGORIES, miniparts_path
+    from .peers import METHODS
     from .training import resolve_device
 
     resolve_device(config.train.device)
     places = data or [miniparts_path() / name for name in CATEGORIES]
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    names = list(METHODS) if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
     cells = comparison.plan(places, names, config, seeds, " ".join([preset, *(settings or [])]))
     try:
         failures = comparison.run(cells, folder)

@@ -34,7 +34,7 @@ from .runs import write_atomic, write_json
 CELLS = "cells"
 FAILED = ".failed.json"
 MARKDOWN, CSV = "comparison.md", "comparison.csv"
-_PERCENT = {"image_auroc": "image AUROC %", "pixel_auroc": "pixel AUROC %", "pro": "PRO %"}
+PERCENT = {"image_auroc": "image AUROC %", "pixel_auroc": "pixel AUROC %", "pro": "PRO %"}
 _COSTS = {
     "fit_seconds": "fit s",
     "predict_ms": "predict ms/image",
@@ -102,9 +102,7 @@ def plan(data: Sequence[Path], methods: Sequence[str], config: Config, seeds: in
     for path in (p.resolve() for p in data):
         if path.name in folders:
             raise DataError(f"{path} and {folders[path.name][0]} have the same name; rename one, tables go by it")
-        parts = AnomalyFolder(
-            path, size=config.data.size, aspect=config.data.aspect, cache_bytes=0
-        )  # decodes every file, keeps none
+        parts = AnomalyFolder(path, **dataclasses.asdict(config.data), cache_bytes=0)  # decodes every file, keeps none
         if not len(parts.test):
             raise DataError(f"{path} has no test images; put some into test/good and test/<defect>")
         if len(set(parts.test.labels().tolist())) < 2:
@@ -163,7 +161,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     """
     torch.set_num_threads(cell.threads)
     config = Config().replace(**cell.config)
-    parts = AnomalyFolder(cell.data, size=config.data.size, aspect=config.data.aspect)
+    parts = AnomalyFolder(cell.data, **dataclasses.asdict(config.data))
     if parts.fingerprint() != cell.fingerprint:
         raise DataError(f"{cell.data} has changed since the comparison was started; start it again")
     detector = load_method(cell.method)(config).fit(parts, progress=False)
@@ -178,7 +176,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         "set": Path(cell.data).name,
         "method": cell.method,
         "seed": cell.seed,
-        **{k: measured[k] for k in (*_PERCENT, "per_defect", "shape", "images")},
+        **{k: measured[k] for k in (*PERCENT, "per_defect", "shape", "images")},
         "parts": detector.evaluate_parts(parts) if isinstance(detector, AnomalyDetector) else {},
         "train_images": len(parts.train),
         "fit_seconds": round(detector.seconds, 3),
@@ -228,8 +226,8 @@ def read_cells(folder: Path) -> pd.DataFrame:
 
 def summarise(cells: pd.DataFrame) -> pd.DataFrame:
     """Return mean and sample standard deviation over seeds, a row per setting, data and method; metrics in percent."""
-    numbers = [*_PERCENT, *_COSTS]
-    values = cells.assign(**{k: pd.to_numeric(cells[k]) * (100 if k in _PERCENT else 1) for k in numbers})
+    numbers = [*PERCENT, *_COSTS]
+    values = cells.assign(**{k: pd.to_numeric(cells[k]) * (100 if k in PERCENT else 1) for k in numbers})
     groups = values.groupby(["setting", "set", "fingerprint", "method"], sort=False)
     mean, std = groups[numbers].mean(), groups[numbers].std(ddof=1).add_suffix("_std")
     about = [groups["label"].first(), groups["shape"].first(), groups.size().rename("seeds")]
@@ -255,8 +253,7 @@ def write_tables(folder: str | Path) -> str:
     cells = read_cells(folder)
     parts = ["# Comparison"]
     for head, rows, caption in tables(cells):
-        lines = [head, ["---"] * 3 + ["---:"] * (len(head) - 3), *rows]
-        parts += ["\n".join(f"| {' | '.join(line)} |" for line in lines), caption]
+        parts += [markdown_table(head, rows, text=3), caption]
     failures = [json.loads(p.read_text()) for p in sorted((folder / CELLS).glob(f"*{FAILED}"))]
     parts += [f"Failed: {f['cell']} ({f['reason']})" for f in failures]
     markdown = "\n\n".join(parts) + "\n"
@@ -265,23 +262,30 @@ def write_tables(folder: str | Path) -> str:
     return markdown
 
 
+def markdown_table(head: list[str], rows: list[list[str]], *, text: int) -> str:
+    """Return a Markdown table whose first ``text`` columns are words, the others numbers."""
+    lines = [head, ["---"] * text + ["---:"] * (len(head) - text), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
 def tables(cells: pd.DataFrame) -> list[tuple[list[str], list[list[str]], str]]:
     """Return head, rows and caption of every setting's table, as text."""
     found = []
     for setting, summary in summarise(cells).groupby("setting", sort=False):
         costs = {k: v for k, v in _COSTS.items() if summary[k].notna().any()}
-        head = ["set", "pixels", "method", "seeds", *_PERCENT.values(), *costs.values()]
+        head = ["set", "pixels", "method", "seeds", *PERCENT.values(), *costs.values()]
         rows = [
             [str(row["set"]), str(row["shape"]), str(row["method"]), str(row["seeds"])]
-            + [_spread(row[k], row[f"{k}_std"], 1) for k in _PERCENT]
-            + [_spread(row[k], float("nan"), 0 if k.endswith("_mb") else 1) for k in costs]
+            + [spread(row[k], row[f"{k}_std"], 1) for k in PERCENT]
+            + [spread(row[k], float("nan"), 0 if k.endswith("_mb") else 1) for k in costs]
             for row in summary.to_dict("records")
         ]
         found.append((head, rows, _caption(cells[cells["setting"] == setting])))
     return found
 
 
-def _spread(mean: float, std: float, digits: int) -> str:
+def spread(mean: float, std: float, digits: int) -> str:
+    """Return ``mean ± std``; without the second where there is a single value, a dash where there is none."""
     if pd.isna(mean):
         return "–"
     return f"{mean:.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")

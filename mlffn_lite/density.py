@@ -81,31 +81,26 @@ class NormalDensity(nn.Module):
         batches : iterable of Tensor
             (B, C, h, w), of one size; every image once.
         """
-        count, first, second, shift = 0, torch.zeros(()), torch.zeros(()), torch.zeros(())
-        height = width = 0
+        moments, height, width = Moments(), 0, 0
         for features in batches:
             x = features.float().permute(2, 3, 0, 1)  # (h, w, B, C)
             height, width = x.shape[:2]
-            if not count:
-                shift = x.mean((0, 1, 2))  # sums of squares would cancel far from zero
-            x = (x - shift).flatten(0, 1)
-            count, first, second = count + x.shape[1], first + x.sum(1), second + x.mT @ x
-        if not count:
+            moments.add(x.flatten(0, 1))
+        if not moments.count:
             raise ValueError("there are no features to fit to")
-        offset = first.sum(0) / (count * len(first))
-        covariance = second.sum(0) / (count * len(first)) - offset.outer(offset)
-        self.mean, self.whitening = shift + offset, _whitening(covariance).contiguous()
-        local = first / count
-        scatter = second - count * local.unsqueeze(2) * local.unsqueeze(1)
-        scatter = self.whitening.mT @ (scatter / max(count - 1, 1)) @ self.whitening
+        self.mean = moments.mean.mean(0)
+        away = moments.mean - self.mean
+        covariance = (moments.scatter.sum(0) / moments.count + away.mT @ away) / len(away)
+        self.whitening = _whitening(covariance).contiguous()
+        scatter = self.whitening.mT @ moments.covariance() @ self.whitening
         values, vectors = _eigh(scatter)
         values = values.clamp(min=0)
         largest, others = values[:, -self.rank :], values[:, : -self.rank]
         rest = others.mean(1, keepdim=True) if others.shape[1] else torch.zeros_like(largest[:, :1])
-        self.centre = ((local - offset) @ self.whitening).unflatten(0, (height, width)).contiguous()
+        self.centre = (away @ self.whitening).unflatten(0, (height, width)).contiguous()
         self.directions = vectors[..., -self.rank :].half().float().contiguous()  # as they are stored
         self.gain, self.rest = (largest - rest) / (largest + self.shrinkage), rest
-        self.images.fill_(count)
+        self.images.fill_(moments.count)
         return self
 
     def forward(self, features: Tensor, *, left_out: bool = False) -> Tensor:
@@ -143,6 +138,29 @@ class NormalDensity(nn.Module):
             for name, shape in self._shapes(*stored.shape[:2]).items():
                 setattr(self, name, getattr(self, name).new_zeros(shape))
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class Moments:
+    """Mean and covariance at every position, gathered batch by batch without cancellation (Chan et al., 1979)."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.mean = self.scatter = torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        """Take in features (P, B, D) of B more images."""
+        seen, new = self.count, x.shape[1]
+        centre = x.mean(1)
+        x = x - centre[:, None]
+        shift = centre - self.mean
+        outer = shift[:, :, None] * shift[:, None]
+        self.scatter = self.scatter + x.mT @ x + outer * (seen * new / (seen + new))
+        self.mean = self.mean + shift * (new / (seen + new))
+        self.count += new
+
+    def covariance(self) -> Tensor:
+        """Return the sample covariance (P, D, D); zero if there is one image only."""
+        return self.scatter / max(self.count - 1, 1)
 
 
 def _whitening(covariance: Tensor) -> Tensor:

@@ -81,12 +81,11 @@ class AnomalyDetector(Detector):
         self.history = trainer.fit(split, resume=resume, progress=progress)
         self.step, self.seconds = trainer.step, trainer.seconds
         started = time.perf_counter()
-        some = self._sample(split)
         if self.network.density is None:
-            self.calibration = Calibration.from_good(self.predict_split(some), margin=self.config.loss.lam)
+            self._calibrate(split, margin=self.config.loss.lam if self.config.loss.score else 0.0)
         else:
             self._fit_density(split)
-            self.calibration = self._calibrate_fused(some)
+            self.calibration = self._calibrate_fused(self._sample(split))
         self.seconds += time.perf_counter() - started
         if run is not None and trainer.rank == 0:
             self._data = data
@@ -109,7 +108,7 @@ class AnomalyDetector(Detector):
         for images in batches(split):
             score, distance = self._run(images, self._parts)
             assert distance is not None
-            found.append([upsample(x, images.shape[-2:]) for x in (score, distance)])
+            found.append([upsample(x, images.shape[-2:]).cpu() for x in (score, distance)])
         maps = dict(zip(("score", "density"), map(torch.cat, zip(*found, strict=True)), strict=True))
         return {name: measure(Prediction(m, m.flatten(1).amax(1)), split) for name, m in maps.items()}
 
@@ -140,7 +139,7 @@ class AnomalyDetector(Detector):
         parts = [self._run(images, partial(self._parts, left_out=True)) for images in batches(split)]
         score, distance = (torch.cat(p) for p in zip(*parts, strict=True))
         self.network.standardise(score, distance)
-        maps = upsample(self.network.fuse_scores(score, distance), split.shape)
+        maps = upsample(self.network.fuse_scores(score, distance), split.shape).cpu()
         return Calibration.from_good(Prediction(maps, maps.flatten(1).amax(1)))
 
     def _tensors(self) -> dict[str, Tensor]:

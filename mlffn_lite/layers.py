@@ -29,6 +29,13 @@ class FuseConv(nn.Sequential):
         super().__init__(nn.Conv2d(inputs, outputs, 1, bias=False), SafeBatchNorm2d(outputs), nn.ReLU(inplace=True))
 
 
+def normal_range(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the median and the 99.9th percentile of what good pixels have, scalars on the device of ``values``."""
+    ordered = values.float().flatten().sort().values
+    low, high = (ordered[int(q * (len(ordered) - 1))] for q in (0.5, 0.999))
+    return low, high
+
+
 def area_pool(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     """Average a map (B, C, H, W) over the area of each pixel of a map of ``size``.
 

@@ -12,7 +12,7 @@ from .backbones import STRIDES, Backbone, build_backbone
 from .calibration import SelfCalibratedConv
 from .config import ModelConfig
 from .density import NormalDensity
-from .layers import FuseConv, area_pool
+from .layers import FuseConv, area_pool, normal_range
 from .losses import hypersphere_distance
 from .texture import StatisticalTexture
 
@@ -123,8 +123,7 @@ class MLFFN(nn.Module):
     def standardise(self, score: Tensor, distance: Tensor) -> None:
         """Learn what scores and distances of good images look like, for :meth:`fuse_scores`."""
         for row, values in zip(self.scales, (score, distance), strict=True):
-            ordered = values.float().flatten().sort().values
-            low, high = (ordered[int(q * (len(ordered) - 1))] for q in (0.5, 0.999))
+            low, high = normal_range(values)
             row.copy_(torch.stack((low, (high - low).clamp(min=1e-6))))
 
     def fuse_scores(self, score: Tensor, distance: Tensor) -> Tensor:

@@ -153,9 +153,7 @@ class ConfettiNoise(PseudoAnomaly):
         colour = _lerp(draws[5:], *self.colour).masked_fill(draws[4] < self.dark, -1.0)
 
         reach = side / 2 * (pose[2].abs() + pose[3].abs()) + 3 * self.blur * short  # further out: < VISIBLE_CHANGE
-        limit = pose.new_tensor([height, width])[:, None, None]
-        start, stop = ((pose[:2] + r + 1).clamp(min=0).minimum(limit).long() for r in (-reach, reach))
-        tall, wide = stop - start
+        start, (tall, wide) = _windows(pose[:2], reach, height, width)
         tall = tall * (count > torch.arange(most, device=count.device)[:, None])
         pose, colour = pose.to(device), colour.to(device)
         for k in range(most):
@@ -396,9 +394,7 @@ class Blemish(PseudoAnomaly):
         pose = torch.stack((draws[3] * height - 0.5, draws[4] * width - 0.5, cos, sin, tall, wide))
         reach = torch.stack((torch.hypot(tall * cos, wide * sin), torch.hypot(tall * sin, wide * cos)))
         reach = reach * (math.sqrt(1.8) / 2)  # opacity is 0 outside: 1 - r² + 1.6 · ½ < 0
-        limit = pose.new_tensor([[height], [width]])
-        start, stop = ((pose[:2] + r + 1).clamp(min=0).minimum(limit).long() for r in (-reach, reach))
-        return pose, start, stop - start
+        return pose, *_windows(pose[:2], reach, height, width)
 
     def _colour(self, canvas: Canvas, images: Tensor, draws: Tensor) -> Tensor:
         """Return the change of colour of each blemish, (3, n); darker instead of lighter where that shows more."""
@@ -490,6 +486,13 @@ def _log_lerp(draws: Tensor, low: float, high: float) -> Tensor:
 
 def _below(draws: Tensor, limit: Tensor) -> Tensor:
     return torch.minimum((draws * limit).long(), limit - 1)  # the product may round up to the limit
+
+
+def _windows(centre: Tensor, reach: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Return corners and extents, (2, …) int64, of the windows that reach so far about centres, cut at the border."""
+    limit = centre.new_tensor([height, width]).view(2, *[1] * (centre.ndim - 1))
+    start, stop = ((centre + r + 1).clamp(min=0).minimum(limit).long() for r in (-reach, reach))
+    return start, stop - start
 
 
 def _pixels(corner: Tensor, heights: Tensor, widths: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

@@ -10,6 +10,8 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
+from mlffn_lite.datasets.folder import AnomalyFolder
+
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
@@ -35,6 +37,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if defect == "scratch":
                 save(root / "ground_truth" / defect / f"{index:03}_mask.png", mask.astype(np.uint8) * 255)
     return root
+
+
+@pytest.fixture(scope="session")
+def folder(parts: Path) -> AnomalyFolder:
+    """That data set, read at its own size."""
+    return AnomalyFolder(parts, size=64)
 
 
 def save(path: Path, pixels: np.ndarray) -> None:

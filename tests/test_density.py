@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlffn_lite.density import EIGENVALUE_FLOOR, NormalDensity
+from mlffn_lite.density import EIGENVALUE_FLOOR, Moments, NormalDensity
 
 
 def features(count: int, channels: int = 5, size: tuple[int, int] = (3, 4), seed: int = 0) -> torch.Tensor:
@@ -141,3 +141,12 @@ def test_state_goes_through_a_file_and_keeps_its_size(tmp_path: Path) -> None:
     assert torch.equal(fresh(test, left_out=True), density(test, left_out=True))
     with pytest.raises(RuntimeError, match="size mismatch"):
         NormalDensity(5, rank=2).load_state_dict(density.state_dict())
+
+
+def test_moments_do_not_cancel() -> None:
+    x = 1000 + torch.randn(2, 400, 3, generator=torch.Generator().manual_seed(0))
+    moments = Moments()
+    for part in x.split(16, dim=1):
+        moments.add(part)
+    expected = torch.stack([torch.cov(p.double().T) for p in x])
+    torch.testing.assert_close(moments.covariance().double(), expected, rtol=1e-3, atol=1e-3)

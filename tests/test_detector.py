@@ -24,11 +24,6 @@ CONFIG = Config.preset(
 
 
 @pytest.fixture(scope="module")
-def folder(parts: Path) -> AnomalyFolder:
-    return AnomalyFolder(parts, size=64)
-
-
-@pytest.fixture(scope="module")
 def fitted(folder: AnomalyFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[AnomalyDetector, Path]:
     run = tmp_path_factory.mktemp("run") / "r"
     return AnomalyDetector(CONFIG).fit(folder, out=run, progress=False), run
@@ -89,6 +84,18 @@ def test_parts_are_measured_apart(fitted: Any, folder: AnomalyFolder) -> None:
     assert parts["score"] != parts["density"]
     plain = AnomalyDetector(CONFIG.replace(model={"density": 0.0}, train={"steps": 1})).fit(folder, progress=False)
     assert plain.evaluate_parts(folder) == {}
+
+
+def test_only_a_score_that_was_trained_to_rise_by_lambda_has_it_as_margin(folder: AnomalyFolder) -> None:
+    config = CONFIG.replace(model={"density": 0.0}, train={"steps": 1}, loss={"lam": 1000.0})
+    learned = AnomalyDetector(config).fit(folder, progress=False)
+    distance = config.replace(model={"score": "distance"}, loss={"score": 0.0, "consistency": 0.0})
+    plain = AnomalyDetector(distance).fit(folder, progress=False)
+    for detector, margin in ((learned, 1000.0), (plain, 0.0)):
+        expected = Calibration.from_good(detector.predict_split(folder.train), margin=margin)
+        assert detector.calibration == expected
+    assert plain.calibration is not None
+    assert plain.calibration.high - plain.calibration.low < 1000
 
 
 def test_long_parts_keep_their_aspect(parts: Path, tmp_path: Path) -> None:

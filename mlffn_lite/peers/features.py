@@ -17,12 +17,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..backbones import STRIDES, build_backbone
-from ..base import PREDICT_BATCH, Detector
+from ..base import PREDICT_BATCH, Detector, batches, upsample
 from ..config import Config
 from ..datasets.folder import AnomalyFolder, Split
 from ..errors import CheckpointError, ConfigError
 from ..network import resize
-from ..training import autocast_dtype
 
 
 @dataclass(frozen=True)
@@ -103,17 +102,16 @@ class FeatureDetector(Detector):
         return self
 
     def _walk(self, split: Split, progress: bool) -> Iterator[Tensor]:
-        starts = range(0, len(split), PREDICT_BATCH)
-        for start in tqdm(starts, f"{self.method}: features", leave=False, disable=not progress):
-            images, _ = split.batch(range(start, min(start + PREDICT_BATCH, len(split))))
-            scaled = images.to(self.device).float() / 255
-            yield self._features(scaled.contiguous(memory_format=torch.channels_last))
+        total = -(-len(split) // PREDICT_BATCH)
+        for images in tqdm(batches(split), f"{self.method}: features", total, leave=False, disable=not progress):
+            yield self._run(images, self._features)
 
     def _features(self, images: Tensor) -> Tensor:
-        """Return the levels of images (B, 3, H, W) in [0, 1] side by side at the fused resolution, (B, C, h, w)."""
-        dtype = autocast_dtype(self.config.train.precision, self.device)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            levels = self.backbone(images)
+        """Return the levels of images (B, 3, H, W) in [0, 1] side by side at the fused resolution, (B, C, h, w).
+
+        Called as :meth:`_score` is.
+        """
+        levels = self.backbone(images)
         size = levels[STRIDES.index(self.config.model.stride)].shape[-2:]
         side = self.parameters.average
         with torch.autocast(self.device.type, enabled=False):
@@ -126,9 +124,7 @@ class FeatureDetector(Detector):
         """Upsample distances bilinearly, then smooth them."""
         features = self._features(images)
         with torch.autocast(self.device.type, enabled=False):
-            distances = self._distances(features)[:, None]
-            maps = F.interpolate(distances, size=images.shape[-2:], mode="bilinear", align_corners=False)
-            return smooth(maps[:, 0], self.parameters.sigma).cpu()
+            return smooth(upsample(self._distances(features)[:, None], images.shape[-2:]), self.parameters.sigma)
 
     def _tensors(self) -> dict[str, Tensor]:
         own = dataclasses.asdict(self.parameters)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..config import Config
+from ..density import Moments
 from ..errors import ConfigError
 from ..network import resize
 from ..training import generator_for
@@ -86,29 +87,6 @@ class PaDiM(FeatureDetector):
         features = resize(features, (height, width))
         x = features[:, self.channels].flatten(2).permute(2, 1, 0)  # (P, D, B)
         return mahalanobis(x, self.mean, self.factor).T.reshape(-1, height, width)
-
-
-class Moments:
-    """Mean and covariance at every position, gathered batch by batch without cancellation (Chan et al., 1979)."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.mean = self.scatter = torch.zeros(())
-
-    def add(self, x: Tensor) -> None:
-        """Take in features (P, B, D) of B more images."""
-        seen, new = self.count, x.shape[1]
-        centre = x.mean(1)
-        x = x - centre[:, None]
-        shift = centre - self.mean
-        outer = shift[:, :, None] * shift[:, None]
-        self.scatter = self.scatter + x.mT @ x + outer * (seen * new / (seen + new))
-        self.mean = self.mean + shift * (new / (seen + new))
-        self.count += new
-
-    def covariance(self) -> Tensor:
-        """Return the sample covariance (P, D, D); zero if there is one image only."""
-        return self.scatter / max(self.count - 1, 1)
 
 
 def whitening(covariance: Tensor, epsilon: float, *, chunk: int = 256) -> Tensor:

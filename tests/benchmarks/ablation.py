@@ -8,7 +8,6 @@ Finished cells are not run again. With ``--table`` nothing is run: the table is 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -24,45 +23,33 @@ ARMS: dict[str, list[str]] = {
     "backbone's statistics follow the data": ["train.backbone=batch_stats"],
 }
 PARTS = {"score": "lite, network's score alone", "density": "lite, density alone"}
-METRICS = ("image_auroc", "pixel_auroc", "pro")
+METRICS = list(comparison.PERCENT)
 
 
 def rows(folder: Path, base: Path) -> pd.DataFrame:
     """Return arm, set, seed and metrics of all cells; the parts of the preset's cells count as arms."""
-    found = []
-    paths = [*(base / comparison.CELLS).glob("*-mlffn-*.json"), *(folder / comparison.CELLS).glob("*.json")]
-    for path in sorted(paths, key=lambda p: p.name):
-        cell = json.loads(path.read_text(encoding="utf-8"))
-        if "reason" in cell:
-            continue
-        arm = "lite" if path.is_relative_to(base) else cell["label"]
-        about = {"set": f"{cell['set']} {'x'.join(map(str, cell['shape']))}", "seed": cell["seed"]}
-        found.append({"arm": arm, **about, **{k: cell[k] for k in METRICS}})
-        if arm == "lite":
-            found += [{"arm": PARTS[part], **about, **values} for part, values in cell["parts"].items()]
-    return pd.DataFrame(found)
+    preset, arms = comparison.read_cells(base).query("method == 'mlffn'"), comparison.read_cells(folder)
+    found = [preset.assign(arm="lite"), arms.assign(arm=arms["label"])]
+    for part, arm in PARTS.items():
+        measured = pd.DataFrame([parts[part] for parts in preset["parts"]], index=preset.index)
+        found.append(preset.assign(arm=arm, **measured))
+    cells = pd.concat(found)
+    return cells.assign(set=cells["set"] + " " + cells["shape"])[["arm", "set", "seed", *METRICS]]
 
 
 def table(folder: Path, base: Path) -> str:
     """Return the arms' metrics in percent, image AUROC / pixel AUROC / PRO, mean ± sample standard deviation."""
     cells = rows(folder, base)
     sets = sorted(cells[cells["arm"].isin(ARMS)]["set"].unique())
-    arms = [a for a in ("lite", *PARTS.values(), *ARMS) if (cells["arm"] == a).any()]
-    lines = [["", *sets], ["---"] * (1 + len(sets))]
-    for arm in dict.fromkeys(arms):
-        line = [arm]
-        for name in sets:
-            chosen = 100 * cells[(cells["arm"] == arm) & (cells["set"] == name)][list(METRICS)]
-            spread = chosen.std(ddof=1)
-            line.append(
-                " / ".join(f"{chosen[k].mean():.1f} ± {spread[k]:.1f}" for k in METRICS) if len(chosen) else "–"
-            )
-        lines.append(line)
+    lines = []
+    for arm in ("lite", *PARTS.values(), *ARMS):
+        if (cells["arm"] == arm).any():
+            chosen = [100 * cells[(cells["arm"] == arm) & (cells["set"] == name)][METRICS] for name in sets]
+            entries = [" / ".join(comparison.spread(c[k].mean(), c[k].std(ddof=1), 1) for k in METRICS) for c in chosen]
+            lines.append([arm, *entries])
     seeds = ", ".join(map(str, sorted(cells["seed"].unique())))
-    return (
-        "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        + f"\n\nSeeds {seeds}; image AUROC / pixel AUROC / PRO.\n"
-    )
+    text = comparison.markdown_table(["", *sets], lines, text=1 + len(sets))
+    return f"{text}\n\nSeeds {seeds}; image AUROC / pixel AUROC / PRO.\n"
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlffn_lite import metrics
+from mlffn_lite.base import Prediction, batches, measure
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder, Split
 from mlffn_lite.peers.features import FeatureDetector
@@ -47,18 +47,13 @@ JITTER = 1e-5
 
 def features(detector: FeatureDetector, split: Split) -> Tensor:
     """Our features of a split, (M, C, h, w)."""
-    parts = [detector._features(split.batch([i])[0].float() / 255) for i in range(len(split))]
-    return torch.cat(parts)
+    return torch.cat([detector._run(images, detector._features) for images in batches(split)])
 
 
 def compare(name: str, ours: Tensor, theirs: Tensor, scores: Tensor, split: Split) -> None:
     """Print both sets of metrics and the largest difference; ``scores`` are anomalib's image scores."""
     for label, maps, s in (("ours", ours, ours.flatten(1).amax(1)), ("anomalib", theirs, scores)):
-        values = (
-            metrics.image_auroc(s, split.labels()),
-            metrics.pixel_auroc(maps, split.masks()),
-            metrics.pro(maps, split.masks()),
-        )
+        values = measure(Prediction(maps, s), split).values()
         print(f"{name:10} {label:9}" + "".join(f"{100 * v:9.3f}" for v in values))
     gap = (ours - theirs).abs()
     print(f"{name:10} largest difference of maps {float(gap.max()):.2e}, relative to the largest value "

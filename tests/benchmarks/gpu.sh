@@ -8,8 +8,8 @@ out=$1 seconds=$2
 shift 2
 here=$(dirname "$0")
 offline="--set model.backbone=efficientnet_lite0 --set model.weights=offline"
-for size in 32 256; do
-    python "$here/bench_pseudo.py" --device cuda --batch $size
+for batch in 32 256; do
+    python "$here/bench_pseudo.py" --device cuda --batch $batch
 done
 python "$here/bench_training.py" --preset lite --set train.device=cuda
 # shellcheck disable=SC2086 # one word per option

@@ -28,11 +28,6 @@ CONFIG = Config.preset("tiny", train={"device": "cpu"})
 
 
 @pytest.fixture(scope="module")
-def folder(parts: Path) -> AnomalyFolder:
-    return AnomalyFolder(parts, size=64)
-
-
-@pytest.fixture(scope="module")
 def fitted(folder: AnomalyFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[PatchCore, Path]:
     run = tmp_path_factory.mktemp("patchcore") / "r"
     return PatchCore(CONFIG).fit(folder, out=run, progress=False), run
@@ -118,8 +113,7 @@ def test_the_bank_is_a_tenth_of_the_good_patches(fitted: tuple[PatchCore, Path],
     detector, _ = fitted
     images = folder.train.images()
     with torch.inference_mode():
-        scaled = (images.float() / 255).contiguous(memory_format=torch.channels_last)
-        patches = detector._features(scaled).flatten(2).mT.flatten(0, 1)
+        patches = detector._run(images, detector._features).flatten(2).mT.flatten(0, 1)
     assert patches.shape == (12 * 8 * 8, 40 + 112)
     assert detector.bank.shape == (77, 40 + 112)
     assert float(nearest(detector.bank, patches)[0].max()) < 1e-3
@@ -154,8 +148,7 @@ def test_features_of_a_resnet_are_averaged_as_in_the_paper(folder: AnomalyFolder
     detector = PatchCore(CONFIG.replace(model={"backbone": "resnet18", "weights": "none"}))
     assert detector.parameters.average == 3
     images = folder.test.images()[:1].float() / 255
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=False):
-        detector.config = detector.config.replace(train={"precision": "fp32"})
+    with torch.inference_mode():  # without autocast
         found, level = detector._features(images)[0], detector.backbone(images)[1][0]
     assert found.shape == (128 + 256, 8, 8)
     torch.testing.assert_close(found[:128, 3, 5], level[:, 2:5, 4:7].mean((1, 2)), atol=1e-5, rtol=1e-4)

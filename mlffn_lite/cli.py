@@ -1,4 +1,4 @@
-"""The command ``mlffn``: demo, data, train, evaluate, predict, peers. User errors are one line and exit code 2."""
+"""The command ``mlffn``. User errors are one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.table import Table
 
 from .config import PRESETS, Config
 from .errors import CheckpointError, ConfigError, DataError, MlffnError
+from .studies.commands import study_app
 
 if TYPE_CHECKING:  # torch takes seconds to import; `mlffn --help` shall not
     from .datasets.folder import AnomalyFolder
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 data_app = typer.Typer(help="Check data folders, list and download public sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+app.add_typer(study_app, name="study")
 # Paths are printed as they are: no markup, no emoji, no wrapping.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 

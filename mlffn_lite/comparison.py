@@ -6,15 +6,11 @@ A cell's file holds its whole specification and what was measured; tables are ma
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import subprocess
 import sys
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -22,17 +18,15 @@ from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
 
-from . import __version__
-from .base import PREDICT_BATCH
 from .config import Config
-from .datasets.folder import AnomalyFolder
-from .detector import AnomalyDetector
-from .errors import ConfigError, DataError, MlffnError
+from .errors import ConfigError
 from .peers import METHODS, load_method
-from .runs import write_atomic, write_json
+from .runs import write_atomic
+from .studies.cell import Cell, digest_of
+from .studies.grid import open_places
+from .studies.run import attempt
+from .studies.store import Failure, Store
 
-CELLS = "cells"
-FAILED = ".failed.json"
 MARKDOWN, CSV = "comparison.md", "comparison.csv"
 PERCENT = {"image_auroc": "image AUROC %", "pixel_auroc": "pixel AUROC %", "pro": "PRO %"}
 _COSTS = {
@@ -41,45 +35,6 @@ _COSTS = {
     "peak_memory_mb": "peak memory MB",
     "gpu_memory_mb": "GPU memory MB",
 }
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One method on one data folder with one seed.
-
-    Attributes
-    ----------
-    method : str
-        A key of :data:`~mlffn_lite.peers.METHODS`.
-    data : str
-        The data folder.
-    fingerprint : str
-        SHA-256 of its files, see :meth:`AnomalyFolder.fingerprint`.
-    config : dict
-        ``Config.to_dict()``, seed and device included.
-    label : str
-        Name of the configuration for people: preset and changed values.
-    threads : int
-        Threads that torch computes with.
-    """
-
-    method: str
-    data: str
-    fingerprint: str
-    config: dict[str, dict[str, Any]]
-    label: str
-    threads: int
-
-    @property
-    def name(self) -> str:
-        """File name: folder, method, seed, and a hash of all that determines the result."""
-        digest = _hash(__version__, self.method, self.fingerprint, self.config)
-        return f"{Path(self.data).name}-{self.method}-seed{self.seed}-{digest}.json"
-
-    @property
-    def seed(self) -> int:
-        """The seed that it runs with."""
-        return int(self.config["train"]["seed"])
 
 
 def plan(data: Sequence[Path], methods: Sequence[str], config: Config, seeds: int, label: str) -> list[Cell]:
@@ -98,21 +53,12 @@ def plan(data: Sequence[Path], methods: Sequence[str], config: Config, seeds: in
         raise ConfigError(f"--methods {','.join(methods)} must name each method once; there are {', '.join(METHODS)}")
     if seeds < 1:
         raise ConfigError(f"--seeds {seeds} must be at least 1")
-    folders: dict[str, tuple[Path, str]] = {}
-    for path in (p.resolve() for p in data):
-        if path.name in folders:
-            raise DataError(f"{path} and {folders[path.name][0]} have the same name; rename one, tables go by it")
-        parts = AnomalyFolder(path, **dataclasses.asdict(config.data), cache_bytes=0)  # decodes every file, keeps none
-        if not len(parts.test):
-            raise DataError(f"{path} has no test images; put some into test/good and test/<defect>")
-        if len(set(parts.test.labels().tolist())) < 2:
-            raise DataError(f"{path} needs good and defective test images; put some into test/good and test/<defect>")
-        folders[path.name] = path, parts.fingerprint()
+    places = open_places(data, config)
     configs = [config.replace(train={"seed": config.train.seed + i}).to_dict() for i in range(seeds)]
     return [
-        Cell(method, str(path), fingerprint, settings, label, torch.get_num_threads())
+        Cell(method, str(place.path), place.fingerprint, settings, label, torch.get_num_threads())
         for settings in configs
-        for path, fingerprint in folders.values()
+        for place in places.values()
         for method in methods
     ]
 
@@ -120,105 +66,39 @@ def plan(data: Sequence[Path], methods: Sequence[str], config: Config, seeds: in
 def run(cells: Sequence[Cell], folder: Path, *, progress: bool = True) -> dict[str, str]:
     """Run the cells that ``folder`` does not hold yet, one after another; returns the reason of every failure by name.
 
-    Interrupted, it loses the cell in progress only.
+    Each runs in a process of its own, so that memory is that of one method. Interrupted, it loses the cell in progress.
     """
-    failures: dict[str, str] = {}
+    store, failures = Store(folder), {}
     with tqdm(cells, "cells", disable=not progress, unit="cell") as bar:
         for cell in bar:
-            path = folder / CELLS / cell.name
-            bar.set_postfix_str(path.stem)
-            if not path.exists() and (reason := _run_apart(cell, path)):
-                failures[path.stem] = reason
+            name = store.path(cell).stem
+            bar.set_postfix_str(name)
+            if not store.done(cell) and (failure := _run_apart(cell, store)):
+                store.fail(cell, failure)
+                failures[name] = failure.reason
     return failures
 
 
-def _run_apart(cell: Cell, path: Path) -> str | None:
-    """Run a cell in a new process, which writes ``path``; returns why it failed, None if it did not."""
-    order = json.dumps({"cell": dataclasses.asdict(cell), "path": str(path.resolve())})
+def _run_apart(cell: Cell, store: Store) -> Failure | None:
+    """Run a cell in a new process, which keeps its record; returns why it failed, None if it did not."""
+    order = json.dumps({"cell": dataclasses.asdict(cell), "folder": str(store.folder.resolve())})
     done = subprocess.run([sys.executable, "-m", __name__], input=order, capture_output=True, text=True)
-    failed = path.with_suffix(FAILED)
     if done.returncode == 0:
-        failed.unlink(missing_ok=True)
         return None
+    if done.returncode == -9:
+        return Failure("was killed, perhaps for want of memory")
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     reason = lines[-1].strip() if done.returncode > 0 and lines else f"ended with code {done.returncode}"
-    if done.returncode == -9:
-        reason = "was killed, perhaps for want of memory"
-    write_json(failed, {"cell": path.stem, "reason": reason})
-    return reason
-
-
-def measure(cell: Cell) -> dict[str, Any]:
-    """Fit and evaluate a cell here and now.
-
-    Returns
-    -------
-    dict
-        The specification; ``image_auroc``, ``pixel_auroc``, ``pro``; ``parts``, the same of the network's score and
-        of the density apart; ``fit_seconds``, without reading the images; ``predict_ms`` per image after a first batch;
-        ``peak_memory_mb`` of the whole process up to then, without the metrics, and ``gpu_memory_mb`` of its tensors on
-        a CUDA device.
-    """
-    torch.set_num_threads(cell.threads)
-    config = Config().replace(**cell.config)
-    parts = AnomalyFolder(cell.data, **dataclasses.asdict(config.data))
-    if parts.fingerprint() != cell.fingerprint:
-        raise DataError(f"{cell.data} has changed since the comparison was started; start it again")
-    detector = load_method(cell.method)(config).fit(parts, progress=False)
-    detector.predict(parts.test.batch(range(min(PREDICT_BATCH, len(parts.test))))[0])
-    cuda = detector.device.type == "cuda"
-    memory = {
-        "peak_memory_mb": round(peak_memory() / 2**20),
-        "gpu_memory_mb": round(torch.cuda.max_memory_allocated(detector.device) / 2**20) if cuda else None,
-    }
-    measured = detector.evaluate(parts)
-    return {
-        "set": Path(cell.data).name,
-        "method": cell.method,
-        "seed": cell.seed,
-        **{k: measured[k] for k in (*PERCENT, "per_defect", "shape", "images")},
-        "parts": detector.evaluate_parts(parts) if isinstance(detector, AnomalyDetector) else {},
-        "train_images": len(parts.train),
-        "fit_seconds": round(detector.seconds, 3),
-        "predict_ms": round(1000 * measured["predict_seconds"] / measured["images"], 3),
-        **memory,
-        "label": cell.label,
-        "fingerprint": cell.fingerprint,
-        **detector.environment(),
-        "config": cell.config,
-    }
-
-
-def peak_memory() -> int:
-    """Return the largest memory in bytes that this process has held.
-
-    On Linux, ``ru_maxrss`` starts from the memory of the process that started this one; ``VmHWM`` does not.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        return int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return Failure(reason, done.stderr)
 
 
 def read_cells(folder: Path) -> pd.DataFrame:
-    """Return the finished cells of a folder, a row each, in the order of the registry; DataError if there are none."""
+    """Return the finished cells of a folder, a row each, in the order of the registry."""
     rows = []
-    for path in sorted((folder / CELLS).glob("*.json")):
-        if path.name.endswith(FAILED):
-            continue
-        try:
-            row = json.loads(path.read_text(encoding="utf-8"))
-            config = row.pop("config")
-            del config["train"]["seed"]
-            size = "x".join(map(str, row["shape"]))
-            rows.append({**row, "shape": size, "setting": _hash(row["versions"]["mlffn_lite"], config)})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{path} is damaged ({error}); delete it and run the comparison again") from error
-    if not rows:
-        raise DataError(f"{folder} holds no finished cell")
+    for record in Store(folder).records():
+        config = {**record["config"], "train": {k: v for k, v in record["config"]["train"].items() if k != "seed"}}
+        size = "x".join(map(str, record["shape"]))
+        rows.append({**record, "shape": size, "setting": digest_of(record["versions"]["mlffn_lite"], config)})
     table = pd.DataFrame(rows)
     rank = table["method"].map({name: i for i, name in enumerate(METHODS)})
     return table.assign(rank=rank).sort_values(["setting", "set", "fingerprint", "rank", "seed"]).drop(columns="rank")
@@ -246,7 +126,7 @@ def write_tables(folder: str | Path) -> str:
 
     Raises
     ------
-    DataError
+    StudyError
         If there is no finished cell, or a file is damaged.
     """
     folder = Path(folder)
@@ -254,8 +134,7 @@ def write_tables(folder: str | Path) -> str:
     parts = ["# Comparison"]
     for head, rows, caption in tables(cells):
         parts += [markdown_table(head, rows, text=3), caption]
-    failures = [json.loads(p.read_text()) for p in sorted((folder / CELLS).glob(f"*{FAILED}"))]
-    parts += [f"Failed: {f['cell']} ({f['reason']})" for f in failures]
+    parts += [f"Failed: {name} ({reason})" for name, reason in Store(folder).failures().items()]
     markdown = "\n\n".join(parts) + "\n"
     write_atomic(folder / CSV, summarise(cells).to_csv(index=False))
     write_atomic(folder / MARKDOWN, markdown)
@@ -315,20 +194,14 @@ def print_tables(folder: Path, console: Console) -> None:
         console.print(table)
 
 
-def _hash(*values: Any) -> str:
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
-
-
 def _main() -> int:
-    """Run the cell that standard input names, in this process, and write its file."""
+    """Run the cell that standard input names, in this process, and keep its record."""
     order = json.load(sys.stdin)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            write_json(Path(order["path"]), measure(Cell(**order["cell"])))
-    except (MlffnError, OSError, MemoryError) as error:
-        print(" ".join(str(error).split()) or type(error).__name__, file=sys.stderr)
+    cell, outcome = attempt(Cell(**order["cell"]))
+    if isinstance(outcome, Failure):
+        print(f"{outcome.traceback}{outcome.reason}", file=sys.stderr)
         return 2
+    Store(order["folder"]).write(cell, outcome)
     return 0
 
 

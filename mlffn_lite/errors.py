@@ -32,3 +32,7 @@ class CheckpointError(MlffnError):
 
 class TrainingError(MlffnError):
     """Training that cannot go on, such as a loss that is not finite."""
+
+
+class StudyError(MlffnError):
+    """A folder of results that is damaged, incompatible, or does not belong to the data."""

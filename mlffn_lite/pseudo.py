@@ -421,7 +421,8 @@ class PseudoAnomalies:
     Parameters
     ----------
     ratio : float
-        Share of the images that is changed: ``round(ratio * B)`` of each batch.
+        Share of the images that is changed: ``ratio * B`` of each batch, rounded up or down at random, so that small
+        shares are met over many batches.
     confetti, cutpaste, scar : float
         Relative weights of the kinds. Each gets its share of the changed images, rounded up or down at random.
     kinds : mapping, optional
@@ -451,12 +452,12 @@ class PseudoAnomalies:
         _check(self, ratio=(0, 1))
 
     def __call__(self, images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Change ``round(ratio * B)`` images; parameters, results and errors as in :class:`PseudoAnomaly`.
+        """Change about ``ratio * B`` images; parameters, results and errors as in :class:`PseudoAnomaly`.
 
         Images that are not chosen come back bit for bit, with an empty mask.
         """
         canvas = Canvas(images)
-        count = round(self.ratio * len(images))
+        count = self._count(len(images), generator)
         order = torch.randperm(len(images), generator=generator, device=generator.device)[:count].to(images.device)
         offset = torch.rand((), generator=generator, device=generator.device).item()
         # Systematic sampling: a kind takes the points j + offset, j = 0, 1, …, within its stretch of [0, count).
@@ -466,6 +467,13 @@ class PseudoAnomalies:
             if start < stop:
                 kind.apply(canvas, order[start:stop], generator)
         return canvas.out, canvas.masks
+
+    def _count(self, images: int, generator: torch.Generator) -> int:
+        share = round(self.ratio * images, 9)
+        count = math.floor(share)
+        if share > count:  # no draw where there is nothing to decide
+            count += int(torch.rand((), generator=generator, device=generator.device).item() < share - count)
+        return count
 
 
 def _check(owner: object, **limits: tuple[float, float]) -> None:

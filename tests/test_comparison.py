@@ -20,8 +20,9 @@ import pytest
 
 from mlffn_lite import cli, comparison
 from mlffn_lite.config import Config
-from mlffn_lite.errors import DataError
+from mlffn_lite.errors import StudyError
 from mlffn_lite.runs import write_json
+from mlffn_lite.studies.cell import Cell
 
 FAST = ["--preset", "tiny", "--device", "cpu", "--methods", "padim,patchcore", "--seeds", "1"]
 CONFIG = Config.preset("tiny", train={"device": "cpu"})
@@ -147,8 +148,9 @@ def test_spread_is_the_sample_standard_deviation(tmp_path: Path, done: tuple[Pat
     for seed, value in enumerate(values):
         config = {**cell["config"], "train": {**cell["config"]["train"], "seed": seed}}
         changed = {**cell, "seed": seed, "image_auroc": value, "pro": float("nan"), "config": config}
-        write_json(tmp_path / "cells" / f"a{seed}.json", changed)
-    write_json(tmp_path / "cells" / "b.json", {**cell, "config": CONFIG.replace(data={"size": 96}).to_dict()})
+        write_json(tmp_path / "cells" / Cell.of(changed).name, changed)
+    larger = {**cell, "config": CONFIG.replace(data={"size": 96}).to_dict()}
+    write_json(tmp_path / "cells" / Cell.of(larger).name, larger)
     markdown = comparison.write_tables(tmp_path)
     assert "90.0 ± 5.0 |" in markdown
     assert "| – |" in markdown  # no mask, no PRO
@@ -160,7 +162,7 @@ def test_spread_is_the_sample_standard_deviation(tmp_path: Path, done: tuple[Pat
 
 def test_peak_memory_is_that_of_the_process_itself() -> None:
     """What is freed again counts, and what the process that started it holds does not."""
-    code = "b = b'x' * 500_000_000; del b; from mlffn_lite.comparison import peak_memory; print(peak_memory())"
+    code = "b = b'x' * 500_000_000; del b; from mlffn_lite.studies.cell import peak_memory; print(peak_memory())"
     ballast = b"x" * 2_000_000_000
     peak = int(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout)
     del ballast
@@ -211,9 +213,9 @@ def only_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_a_folder_without_cells_and_a_damaged_cell_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no finished cell"):
+    with pytest.raises(StudyError, match="no finished cell"):
         comparison.write_tables(tmp_path)
     (tmp_path / "cells").mkdir()
     (tmp_path / "cells/a.json").write_text("{")
-    with pytest.raises(DataError, match=r"a\.json is damaged"):
+    with pytest.raises(StudyError, match=r"a\.json is damaged"):
         comparison.write_tables(tmp_path)

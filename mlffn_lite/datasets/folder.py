@@ -395,11 +395,16 @@ class AnomalyFolder:
 
     def fingerprint(self, *, test: bool = True) -> str:
         """Return the SHA-256 (hex) of the files in use, relative paths and contents, with or without the test split."""
-        files = [p for s in (self.train, self.test)[: 1 + test] for p in (*s.paths, *s.mask_paths) if p is not None]
         digest = hashlib.sha256()
-        for path, content in zip(files, map_threads(_sha256, files, "hashing"), strict=True):
-            digest.update(f"{path.relative_to(self.root).as_posix()}\0{content}\n".encode())
+        for path, content in self.digests(test=test).items():
+            digest.update(f"{path}\0{content}\n".encode())
         return digest.hexdigest()
+
+    def digests(self, *, test: bool = True) -> dict[str, str]:
+        """Return the SHA-256 (hex) of each file in use by its relative path, with or without the test split."""
+        files = [p for s in (self.train, self.test)[: 1 + test] for p in (*s.paths, *s.mask_paths) if p is not None]
+        names = (path.relative_to(self.root).as_posix() for path in files)
+        return dict(zip(names, map_threads(_sha256, files, "hashing"), strict=True))
 
 
 def _decode(

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from .config import PRESETS, Config
 from .errors import CheckpointError, ConfigError, DataError, MlffnError
-from .studies.commands import study_app
+from .studies.commands import report, study_app
 
 if TYPE_CHECKING:  # torch takes seconds to import; `mlffn --help` shall not
     from .datasets.folder import AnomalyFolder
@@ -31,6 +31,7 @@ app = typer.Typer(
 data_app = typer.Typer(help="Check data folders, list and download public sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
+app.command()(report)
 # Paths are printed as they are: no markup, no emoji, no wrapping.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 

@@ -34,7 +34,7 @@ WIDTH, DPI = 9.0, 144
 _CMAP = ListedColormap(mpl.colormaps["inferno"](np.linspace(0, 0.86, 256)), "inferno_short")
 # The defaults of everything that shows, so that no matplotlibrc or style of the caller leaks in.
 _SHOWS = r"(axes|contour|figure|font|grid|hatch|image|legend|lines|mathtext|patch|path|savefig|text|[xy]tick)\."
-_STYLE = {key: value for key, value in mpl.rcParamsDefault.items() if re.match(_SHOWS, key)} | {
+STYLE = {key: value for key, value in mpl.rcParamsDefault.items() if re.match(_SHOWS, key)} | {
     "font.size": 9,
     "axes.titlesize": 10,
     "axes.labelsize": 9,
@@ -75,7 +75,7 @@ def overlay(image: Any, score_map: Any, vmin: float, vmax: float, alpha: float =
     return np.rint(mixed).astype(np.uint8)
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def heatmap_panel(
     images: Any,
     maps: Any,
@@ -106,7 +106,7 @@ def heatmap_panel(
         raise ValueError("images, maps and masks must hold the same number of images, at least one, of one size")
     columns = ["image", *(["ground truth"] if masks is not None else []), "score map", "overlay"]
     height = (WIDTH - 2.2) / len(columns) * images.shape[2] / images.shape[3]  # of a row; the rest is text and bar
-    figure = _figure(len(images) * (height + 0.06) + 0.45)
+    figure = new_figure(len(images) * (height + 0.06) + 0.45)
     axes = figure.subplots(len(images), len(columns), squeeze=False)
     for i, row in enumerate(axes):
         picture = images[i].transpose(1, 2, 0)
@@ -129,7 +129,7 @@ def heatmap_panel(
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def curve_figure(image_roc: Any, pixel_roc: Any, region: Any, *, limit: float = 0.3) -> Figure:
     """Draw the ROC curves of images and pixels, and the PRO curve up to ``limit``, areas in the legends.
 
@@ -142,7 +142,7 @@ def curve_figure(image_roc: Any, pixel_roc: Any, region: Any, *, limit: float = 
     limit : float
         Largest false positive rate of the PRO curve.
     """
-    figure = _figure(3.7)
+    figure = new_figure(3.7)
     left, right = figure.subplots(1, 2)
     _curve(left, image_roc, 1.0, "image AUROC", COLOURS["blue"], "-")
     _curve(left, pixel_roc, 1.0, "pixel AUROC", COLOURS["orange"], "--")
@@ -156,13 +156,13 @@ def curve_figure(image_roc: Any, pixel_roc: Any, region: Any, *, limit: float = 
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def score_histogram(scores: Any, labels: Any, threshold: float | None = None) -> Figure:
     """Draw image scores (M,) of good and anomalous images, labels (M,) true where anomalous, with the threshold."""
     scores, labels = _array(scores).astype(np.float64), _array(labels).astype(bool)
     if scores.ndim != 1 or scores.shape != labels.shape or not len(scores):
         raise ValueError(f"scores and labels must both be (M,), M at least 1, got {scores.shape} and {labels.shape}")
-    figure = _figure(3.0)
+    figure = new_figure(3.0)
     ax = figure.subplots()
     edges = np.histogram_bin_edges(scores, bins=30)
     for name, part, key, hatch in (("good", ~labels, "blue", None), ("anomalous", labels, "orange", "////")):
@@ -176,7 +176,7 @@ def score_histogram(scores: Any, labels: Any, threshold: float | None = None) ->
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def training_curves(history: pd.DataFrame) -> Figure:
     """Draw the loss terms, on a logarithmic axis, and the learning rate over the steps of a training history.
 
@@ -188,7 +188,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
     """
     if not {"step", "total"} <= set(history.columns) or history.empty:
         raise ValueError("the history has no steps; it needs the columns step and total and at least one row")
-    figure = _figure(3.4)
+    figure = new_figure(3.4)
     left, right = figure.subplots(1, 2, width_ratios=[2, 1])
     terms = ("total", "feature", "score", "consistency")
     for name, colour, style in zip(terms, COLOURS.values(), ("-", "--", "-.", ":"), strict=False):
@@ -205,7 +205,7 @@ def training_curves(history: pd.DataFrame) -> Figure:
     return figure
 
 
-@mpl.rc_context(_STYLE)
+@mpl.rc_context(STYLE)
 def png_bytes(figure: Figure, *, alt: str, caption: str | None = None) -> bytes:
     """Render a figure as PNG: the same bytes every time, ``alt`` in its field Description, ``caption`` in Comment."""
     if not alt.strip():
@@ -222,7 +222,8 @@ def save_figure(figure: Figure, path: str | Path, *, alt: str, caption: str | No
     return Path(path)
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
+    """Return an empty figure of the common width and the given height in inches; draw on it inside ``STYLE``."""
     x, y = 0.08 / WIDTH, 0.08 / height  # a margin, so that nothing touches a rounded frame
     return Figure((WIDTH, height), DPI, layout=ConstrainedLayoutEngine(rect=(x, y, 1 - 2 * x, 1 - 2 * y)))
 

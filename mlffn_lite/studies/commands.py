@@ -118,6 +118,18 @@ def study_status(folder: Folder) -> None:
         out.print(f"failed: {name}: {reason}")
 
 
+def report(
+    folder: Folder,
+    target: Annotated[Path | None, typer.Option("--out", help="Where to write; by default DIR/report.")] = None,
+) -> None:
+    """Write the tables, figures and one-page report of a study folder, without running anything."""
+    from .report import write_reports
+
+    for place in write_reports(folder, target):
+        out.print((place / "claims.md").read_text("utf-8").strip())
+        out.print(f"Report: {place / 'report.html'}")
+
+
 def _workers(
     backend: str | None, count: int | None, threads: int, gpus: float, address: str | None, base: Config
 ) -> Workers:

@@ -1,0 +1,151 @@
+"""Figures of a study: the ratio curve, the ablation as paired dots, a heat table by set, and heatmaps down the arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ..datasets.folder import read_image
+from ..figures import COLOURS, STYLE, WIDTH, new_figure, overlay
+from .cell import METRICS, read_map
+from .grid import columns_of
+from .statistics import COLUMNS, table
+
+LABELS = {"image_auroc": "image AUROC, %", "pixel_auroc": "pixel AUROC, %", "pro": "PRO, %"}
+SHORT = {
+    "baseline": "baseline",
+    "+self_calibration": "+ self-\ncalibration",
+    "+stl": "+ STL",
+    "+score_constraint": "+ score\nconstraint",
+    "+consistency": "+ consis-\ntency",
+}
+_MARKERS = "osD^vP*X"
+
+
+@mpl.rc_context(STYLE)
+def ratio_curve(cells: pd.DataFrame) -> Figure:
+    """Draw the three metrics over the share of pseudo-anomalies: mean, a band of ± std over seeds, and the paper's."""
+    summary = table(cells, "table3")
+    figure = new_figure(3.3)
+    for ax, metric in zip(figure.subplots(1, 3), METRICS, strict=True):
+        rows = summary[summary["metric"] == metric]
+        x, y, std = rows["column"].astype(float), rows["mean"], rows["std"].fillna(0)
+        ax.fill_between(x, y - std, y + std, color=COLOURS["blue"], alpha=0.25, lw=0)
+        ax.plot(x, y, color=COLOURS["blue"], marker="o", ms=4, lw=1.8, label="here, mean ± std over seeds")
+        ax.plot(x, rows["paper"], color=COLOURS["orange"], marker="s", ms=4, lw=1.4, ls="--", label="paper, MVTec AD")
+        ax.set(xlabel="pseudo-anomalous images, %", title=LABELS[metric], xticks=[0, 25, 50, 75, 100])
+    _legend_below(figure, figure.axes[0])
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def ablation_dots(cells: pd.DataFrame) -> Figure:
+    """Draw every set and seed as a line of dots through the arms, the mean as a thick line, and the paper's numbers."""
+    part, summary = cells[cells["study"] == "table4"], table(cells, "table4")
+    sets = sorted(part["set"].unique())
+    arms = COLUMNS["table4"]
+    figure = new_figure(3.9)
+    for ax, metric in zip(figure.subplots(1, 3), METRICS, strict=True):
+        for (key, _), group in part.groupby(["set", "seed"]):
+            name = str(key)
+            values = group.set_index("column")[metric].reindex(arms)
+            shade, marker = _set_colour(sets, name), _MARKERS[sets.index(name) % len(_MARKERS)]
+            ax.plot(range(len(arms)), values, color=shade, marker=marker, ms=3.5, lw=0.7, alpha=0.75, label=name)
+        rows = summary[summary["metric"] == metric]
+        ax.plot(range(len(arms)), rows["mean"], color=COLOURS["black"], lw=2.4, label="mean here")
+        ax.plot(range(len(arms)), rows["paper"], color=COLOURS["orange"], lw=1.6, ls="--", label="paper, MVTec AD")
+        ax.set(title=LABELS[metric], xticks=range(len(arms)))
+        ax.set_xticklabels([SHORT[a].replace("\n", "") for a in arms], rotation=40, ha="right", rotation_mode="anchor")
+    _legend_below(figure, figure.axes[0])
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def heat_table(cells: pd.DataFrame, study: str) -> Figure:
+    """Draw the mean over seeds by set and column, a panel per metric, each row shaded from its worst to its best."""
+    part = cells[cells["study"] == study]
+    names = COLUMNS[study]
+    sets = part["set"].nunique()
+    figure = new_figure(1.3 + 0.42 * 3 * sets)
+    for ax, metric in zip(figure.subplots(3, 1), METRICS, strict=True):
+        means = part.pivot_table(index="set", columns="column", values=metric).reindex(columns=names)
+        low, high = means.min(axis=1), means.max(axis=1)
+        shade = means.sub(low, axis=0).div((high - low).where(high > low, 1), axis=0)
+        sns.heatmap(shade, annot=means, fmt=".1f", cmap="cividis", vmin=0, vmax=1, cbar=False, linewidths=1, ax=ax)
+        ax.set(title=LABELS[metric], xlabel="", ylabel="")
+        ax.set_xticklabels([SHORT.get(n, f"{n} %").replace("\n", "") for n in names], rotation=0)
+        ax.tick_params(length=0, labelbottom=metric == METRICS[-1])
+        ax.set_yticklabels(ax.get_yticklabels(), rotation=0)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def map_panel(records: Sequence[Mapping[str, Any]], study: str, name: str, data: Path) -> Figure:
+    """Show the kept score maps of one set, first seed, down the columns of a study, over the same images.
+
+    Parameters
+    ----------
+    records : sequence
+        Cells of one setting.
+    study, name : str
+        Which study, which set.
+    data : Path
+        The set's folder, for the images.
+    """
+    chosen = first_seed(records, study, name)
+    paths = list(next(iter(chosen.values()))["maps"])
+    shape = next(iter(chosen.values()))["shape"]
+    images = [read_image(data / path, tuple(shape)).numpy() for path in paths]
+    side = (WIDTH - 1.5) / len(paths)
+    figure = new_figure((len(chosen) + 1) * (side * shape[0] / shape[1] + 0.05) + 0.5)
+    axes = figure.subplots(len(chosen) + 1, len(paths), squeeze=False)
+    for ax, path, image in zip(axes[0], paths, images, strict=True):
+        ax.imshow(image.transpose(1, 2, 0))
+        ax.set_title(path.split("/")[-2].replace("_", " "), fontsize=9)
+    axes[0][0].set_ylabel("image", rotation=0, ha="right", va="center")
+    for row, (column, record) in zip(axes[1:], chosen.items(), strict=True):
+        maps = [_enlarged(read_map(record["maps"][path]), shape) for path in paths]
+        good = np.concatenate(
+            [m.ravel() for m, p in zip(maps, paths, strict=True) if "/good/" in p] or [np.ravel(maps)]
+        )
+        low, high = np.median(good), max(m.max() for m in maps)
+        for ax, image, heat in zip(row, images, maps, strict=True):
+            ax.imshow(overlay(image, heat, low, max(high, low + 1e-6), alpha=0.85))
+        row[0].set_ylabel(SHORT.get(column, f"{column} %"), rotation=0, ha="right", va="center")
+    for ax in axes.ravel():
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    return figure
+
+
+def first_seed(records: Sequence[Mapping[str, Any]], study: str, name: str) -> dict[str, Mapping[str, Any]]:
+    """Return the first seed's record of each column of a study, in the table's order."""
+    found: dict[str, Mapping[str, Any]] = {}
+    for record in sorted((r for r in records if r["set"] == name), key=lambda r: r["seed"]):
+        column = columns_of(record["config"]).get(study)
+        if column is not None:
+            found.setdefault(column, record)
+    return {column: found[column] for column in COLUMNS[study] if column in found}
+
+
+def _enlarged(coarse: np.ndarray, shape: Sequence[int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
+
+
+def _set_colour(sets: list[str], name: str) -> str:
+    shades = [COLOURS["blue"], COLOURS["green"], COLOURS["pink"]]
+    return shades[sets.index(name) % len(shades)]
+
+
+def _legend_below(figure: Figure, ax: Axes) -> None:
+    labels = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5)

@@ -4,8 +4,9 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 WORKERS ?= 2
+TABLES := $(if $(FULL),--set data.size=128 --seeds 3 --out runs/tables-full,--small --seeds 2 --out runs/tables)
 
-.PHONY: demo test lint lock data figures clean
+.PHONY: demo test tables results lint lock data figures clean
 
 demo: $(READY)  ## train on one bundled category and write a report
 	$(BIN)/mlffn demo
@@ -28,6 +29,13 @@ data: $(READY)  ## draw the bundled images anew into build/miniparts
 
 figures: demo  ## the picture in the README
 	mkdir -p figures && cp runs/demo/heatmaps.png figures/demo_heatmaps.png
+
+tables: $(READY)  ## Tables 3 and 4 on the bundled images: a short training, or with FULL=1 all of the preset's
+	$(BIN)/mlffn study tables $(TABLES)
+	$(BIN)/mlffn report $(lastword $(TABLES))
+
+results: $(READY)  ## tables and figures of the committed results anew, without training
+	$(BIN)/python data/results/refresh.py
 
 clean:  ## remove what the other targets made
 	rm -rf .venv build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -7,7 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -118,6 +118,42 @@ def study_status(folder: Folder) -> None:
         out.print(f"failed: {name}: {reason}")
 
 
+@study_app.command("plan")
+def study_plan(
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "paper",
+    data: Annotated[Path | None, typer.Option(help="Categories to count; by default MVTec AD's 15.")] = None,
+    seeds: Annotated[int, typer.Option(help="How many.")] = 3,
+    devices: Annotated[str, typer.Option(help="How many, with commas between.")] = "1,8,64",
+    faster: Annotated[str, typer.Option(help="Devices so many times as fast as measured.")] = "1",
+    rate: Annotated[float | None, typer.Option(help="Training images per second, instead of measuring here.")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: data.size=128.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where to measure: cpu, cuda, mps.")] = None,
+) -> None:
+    """Say what Tables 3 and 4 cost: measure training here, and lay the cells out on several devices."""
+    from .cost import cell_seconds, cost_table, measure_rates
+    from .grid import ARMS, find_data, study_config
+    from .paper import TRAIN_IMAGES
+
+    base = study_config(preset).override(settings or [])
+    base = base.replace(train={} if device is None else {"device": device})
+    counts, factors = _numbers("--devices", devices, int), _numbers("--faster", faster, float)
+    if seeds < 1 or (rate is not None and rate <= 0):
+        raise ConfigError("--seeds must be at least 1 and --rate above 0")
+    folders = [] if data is None else find_data(data, None)
+    images = {p.name: sum(f.is_file() for f in (p / "train" / "good").iterdir()) for p in folders} or TRAIN_IMAGES
+    rates = measure_rates(base) if rate is None else dict.fromkeys(ARMS, rate)
+    seconds = cell_seconds(base, images, seeds, rates)
+    source = "measured here" if rate is None else "given"
+    out.print(f"{len(seconds)} cells: {len(seconds) // seeds // len(images)} configurations, {len(images)} categories,")
+    out.print(f"{seeds} seeds. Images per second, {source}: " + ", ".join(f"{k} {v:.3g}" for k, v in rates.items()))
+    table = cost_table(seconds, counts, factors)
+    out.print("Hours until the last cell ends, by number of devices and by their speed:")
+    shown = Table(*table.columns, box=None)
+    for row in table.itertuples(index=False):
+        shown.add_row(str(row[0]), *(f"{hours:,.1f}" for hours in row[1:]))
+    Console(width=None if sys.stdout.isatty() else 120).print(shown)
+
+
 def report(
     folder: Folder,
     target: Annotated[Path | None, typer.Option("--out", help="Where to write; by default DIR/report.")] = None,
@@ -143,6 +179,16 @@ def _workers(
     if count is None:
         count = 1 if backend == "local" or (device is not None and device.type != "cpu") else max(1, cores // threads)
     return Workers(backend or ("joblib" if count > 1 else "local"), count, gpus, address)
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], float]) -> list[Any]:
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) <= 0:
+        raise ConfigError(f"{option} {text} must be numbers above 0, with commas between")
+    return numbers
 
 
 def _parse_part(text: str) -> slice:

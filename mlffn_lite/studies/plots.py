@@ -21,12 +21,12 @@ from .grid import columns_of
 from .statistics import COLUMNS, table
 
 LABELS = {"image_auroc": "image AUROC, %", "pixel_auroc": "pixel AUROC, %", "pro": "PRO, %"}
-SHORT = {
+ARM_NAMES = {
     "baseline": "baseline",
-    "+self_calibration": "+ self-\ncalibration",
-    "+stl": "+ STL",
-    "+score_constraint": "+ score\nconstraint",
-    "+consistency": "+ consis-\ntency",
+    "+self_calibration": "+ self-calibration",
+    "+stl": "+ STLNet",
+    "+score_constraint": "+ score constraint",
+    "+consistency": "+ consistency",
 }
 _MARKERS = "osD^vP*X"
 
@@ -64,7 +64,7 @@ def ablation_dots(cells: pd.DataFrame) -> Figure:
         ax.plot(range(len(arms)), rows["mean"], color=COLOURS["black"], lw=2.4, label="mean here")
         ax.plot(range(len(arms)), rows["paper"], color=COLOURS["orange"], lw=1.6, ls="--", label="paper, MVTec AD")
         ax.set(title=LABELS[metric], xticks=range(len(arms)))
-        ax.set_xticklabels([SHORT[a].replace("\n", "") for a in arms], rotation=40, ha="right", rotation_mode="anchor")
+        ax.set_xticklabels([ARM_NAMES[a] for a in arms], rotation=40, ha="right", rotation_mode="anchor")
     _legend_below(figure, figure.axes[0])
     return figure
 
@@ -80,9 +80,10 @@ def heat_table(cells: pd.DataFrame, study: str) -> Figure:
         means = part.pivot_table(index="set", columns="column", values=metric).reindex(columns=names)
         low, high = means.min(axis=1), means.max(axis=1)
         shade = means.sub(low, axis=0).div((high - low).where(high > low, 1), axis=0)
+        ax.grid(False)
         sns.heatmap(shade, annot=means, fmt=".1f", cmap="cividis", vmin=0, vmax=1, cbar=False, linewidths=1, ax=ax)
         ax.set(title=LABELS[metric], xlabel="", ylabel="")
-        ax.set_xticklabels([SHORT.get(n, f"{n} %").replace("\n", "") for n in names], rotation=0)
+        ax.set_xticklabels([_name(n) for n in names], rotation=0)
         ax.tick_params(length=0, labelbottom=metric == METRICS[-1])
         ax.set_yticklabels(ax.get_yticklabels(), rotation=0)
     return figure
@@ -109,7 +110,7 @@ def map_panel(records: Sequence[Mapping[str, Any]], study: str, name: str, data:
     figure = new_figure((len(chosen) + 1) * (side * shape[0] / shape[1] + 0.05) + 0.5)
     axes = figure.subplots(len(chosen) + 1, len(paths), squeeze=False)
     for ax, path, image in zip(axes[0], paths, images, strict=True):
-        ax.imshow(image.transpose(1, 2, 0))
+        ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")
         ax.set_title(path.split("/")[-2].replace("_", " "), fontsize=9)
     axes[0][0].set_ylabel("image", rotation=0, ha="right", va="center")
     for row, (column, record) in zip(axes[1:], chosen.items(), strict=True):
@@ -119,8 +120,8 @@ def map_panel(records: Sequence[Mapping[str, Any]], study: str, name: str, data:
         )
         low, high = np.median(good), max(m.max() for m in maps)
         for ax, image, heat in zip(row, images, maps, strict=True):
-            ax.imshow(overlay(image, heat, low, max(high, low + 1e-6), alpha=0.85))
-        row[0].set_ylabel(SHORT.get(column, f"{column} %"), rotation=0, ha="right", va="center")
+            ax.imshow(overlay(image, heat, low, max(high, low + 1e-6), alpha=0.85), interpolation="nearest")
+        row[0].set_ylabel(_name(column).replace("+ ", "+\n"), rotation=0, ha="right", va="center")
     for ax in axes.ravel():
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)
@@ -135,6 +136,10 @@ def first_seed(records: Sequence[Mapping[str, Any]], study: str, name: str) -> d
         if column is not None:
             found.setdefault(column, record)
     return {column: found[column] for column in COLUMNS[study] if column in found}
+
+
+def _name(column: str) -> str:
+    return ARM_NAMES.get(column) or f"{column} %"
 
 
 def _enlarged(coarse: np.ndarray, shape: Sequence[int]) -> np.ndarray:

@@ -19,23 +19,8 @@ from torch import Tensor
 from mlffn_lite.config import Config
 from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.losses import resize_mask, total_loss
+from mlffn_lite.studies.cost import Noise
 from mlffn_lite.training import Trainer, generator_for
-
-
-class Noise:
-    """Smooth random images, which cost what real ones cost."""
-
-    def __init__(self, count: int, size: int) -> None:
-        generator = torch.Generator().manual_seed(0)
-        small = torch.rand(count, 3, size // 8, size // 8, generator=generator)
-        large = torch.nn.functional.interpolate(small, size=size, mode="bicubic").clamp(0, 1)
-        self.images = (255 * large).to(torch.uint8)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: Any) -> tuple[Tensor, Tensor]:
-        return self.images[torch.as_tensor(indices)], torch.empty(0)
 
 
 def timed(function: Callable[[], Any], repeats: int, images: int, device: torch.device) -> tuple[float, float]:

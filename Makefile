@@ -5,19 +5,28 @@ BIN := .venv/bin
 READY := .venv/.ready
 WORKERS ?= 2
 TABLES := $(if $(FULL),--set data.size=128 --seeds 3 --out runs/tables-full,--small --seeds 2 --out runs/tables)
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-sanitize-with=notebooks/sanitise.cfg
 
-.PHONY: demo test tables results lint lock data figures clean
+.PHONY: demo lab test tables results lint notebooks lock data figures clean
 
 demo: $(READY)  ## train on one bundled category and write a report
 	$(BIN)/mlffn demo
 
-test: $(READY) lint  ## lint, types and all tests
+lab: $(READY)  ## open the notebooks in JupyterLab
+	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
+
+test: $(READY) lint  ## lint, types, all tests, and all notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(NBVAL) notebooks
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+notebooks: $(READY)  ## write their navigation anew, execute them, keep outputs and figures
+	$(BIN)/python notebooks/series.py nav
+	$(BIN)/python notebooks/series.py run
 
 lock: $(READY)  ## resolve requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv

@@ -29,7 +29,8 @@ def main() -> None:
     for name in STUDIES:
         if (HERE / name).is_dir():
             (report,) = write_reports(HERE / name)
-            for figure in report.glob("*.png"):
+            panels = sorted(report.glob("maps_*.png"))[1:]  # one set's heatmaps are enough to commit
+            for figure in {*report.glob("*.png")} - {*panels}:
                 shutil.copyfile(figure, ROOT / "figures" / f"{name}_{figure.name}")
     write_atomic(README, with_tables(README.read_text("utf-8")))
 
@@ -38,7 +39,7 @@ def with_tables(text: str) -> str:
     """Return the README with what stands between ``<!-- results: FILE -->`` and ``<!-- /results -->`` read anew."""
 
     def block(match: re.Match[str]) -> str:
-        return f"{match[1]}\n{(HERE / match[2]).read_text('utf-8').strip()}\n{match[3]}"
+        return f"{match[1]}\n\n{(HERE / match[2]).read_text('utf-8').strip()}\n\n{match[3]}"
 
     return re.sub(r"(<!-- results: (\S+) -->)\n.*?\n(<!-- /results -->)", block, text, flags=re.DOTALL)
 

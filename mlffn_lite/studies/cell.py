@@ -183,11 +183,11 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _summary(history: pd.DataFrame) -> dict[str, list[float]]:
-    """Return about twenty rows of a history, the first and the last among them, column by column."""
+def _summary(history: pd.DataFrame) -> dict[str, list[float | None]]:
+    """Return about twenty rows of a history, the first and the last among them, by column; None is not finite."""
     rows = np.unique(np.linspace(0, len(history) - 1, min(len(history), _KEPT_ROWS)).round().astype(int))
     kept = history.iloc[rows]
-    return {str(k): [float(f"{v:.6g}") for v in kept[k]] for k in kept}
+    return {str(k): [float(f"{v:.6g}") if np.isfinite(v) else None for v in kept[k]] for k in kept}
 
 
 def _some_maps(maps: Tensor, split: Split, root: Path) -> dict[str, dict[str, Any]]:

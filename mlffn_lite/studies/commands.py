@@ -100,7 +100,8 @@ def study_status(folder: Folder) -> None:
     from .store import Store
 
     store = Store(folder)
-    records, failures, running = store.records(), store.failures(), store.under_way()
+    failures, running = store.failures(), store.under_way()
+    records = [] if (failures or running) and not store.paths() else store.records()
     table = Table("set", "study", "column", "seeds", box=None)
     seeds: dict[tuple[str, str, str], list[int]] = {}
     for record in records:
@@ -111,7 +112,8 @@ def study_status(folder: Folder) -> None:
         table.add_row(name, study, column, ", ".join(map(str, sorted(found))))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
     kinds = Counter(record["label"] for record in records)
-    out.print(f"{len(records)} finished ({', '.join(f'{n} {k}' for k, n in kinds.items())}), {len(running)} running")
+    words = f" ({', '.join(f'{n} {k}' for k, n in kinds.items())})" if kinds else ""
+    out.print(f"{len(records)} finished{words}, {len(running)} running, {len(failures)} failed")
     for name in running:
         out.print(f"running: {name}")
     for name, reason in failures.items():

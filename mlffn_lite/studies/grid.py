@@ -155,8 +155,9 @@ def plan(
     ConfigError
         If a study is unknown, or ``base`` changes what the studies vary themselves.
     """
-    if base != ratio_config(base, base.pseudo.ratio):
+    if base != ratio_config(base, FULL_RATIO).replace(train={"seed": 0}):
         varied = {f"{section}.{key}" for added in ARMS.values() for section, keys in added.items() for key in keys}
+        varied |= {"pseudo.ratio", "train.seed"}
         raise ConfigError(f"the studies vary {', '.join(sorted(varied))} themselves; take them out of --set")
     configs: dict[str, Config] = {}
     for study in studies:

@@ -74,14 +74,16 @@ def heat_table(cells: pd.DataFrame, study: str) -> Figure:
     """Draw the mean over seeds by set and column, a panel per metric, each row shaded from its worst to its best."""
     part = cells[cells["study"] == study]
     names = COLUMNS[study]
-    sets = part["set"].nunique()
-    figure = new_figure(1.3 + 0.42 * 3 * sets)
+    sets = sorted(part["set"].unique())
+    figure = new_figure(1.3 + 0.42 * 3 * len(sets))
     for ax, metric in zip(figure.subplots(3, 1), METRICS, strict=True):
-        means = part.pivot_table(index="set", columns="column", values=metric).reindex(columns=names)
+        means = part.pivot_table(index="set", columns="column", values=metric).reindex(sets, columns=names)
         low, high = means.min(axis=1), means.max(axis=1)
         shade = means.sub(low, axis=0).div((high - low).where(high > low, 1), axis=0)
         ax.grid(False)
-        sns.heatmap(shade, annot=means, fmt=".1f", cmap="cividis", vmin=0, vmax=1, cbar=False, linewidths=1, ax=ax)
+        # Only the light half of the colours is used, on which dark numbers can be read.
+        text = {"annot": means, "fmt": ".1f", "annot_kws": {"color": COLOURS["black"]}}
+        sns.heatmap(shade, **text, cmap="cividis", vmin=-1.2, vmax=1, cbar=False, linewidths=1, ax=ax)
         ax.set(title=LABELS[metric], xlabel="", ylabel="")
         ax.set_xticklabels([_name(n) for n in names], rotation=0)
         ax.tick_params(length=0, labelbottom=metric == METRICS[-1])

@@ -47,12 +47,15 @@ def write_reports(folder: str | Path, out: str | Path | None = None) -> list[Pat
     Raises
     ------
     StudyError
-        If there are no cells of a study, or a file is damaged.
+        If there are no cells of a study, cells of different data under one name, or a file is damaged.
     """
     folder = Path(folder)
     settings: dict[str, list[dict[str, Any]]] = {}
+    prints: dict[str, str] = {}
     for record in Store(folder).records():
         if not frame([record]).empty:
+            if prints.setdefault(record["set"], record["fingerprint"]) != record["fingerprint"]:
+                raise StudyError(f"{folder} holds cells of different data named {record['set']!r}; keep them apart")
             settings.setdefault(digest_of(setting_of(record["config"])), []).append(record)
     if not settings:
         raise StudyError(f"{folder} holds no cell of table3 or table4; run `mlffn study tables --out {folder}`")
@@ -178,9 +181,8 @@ def sentence(row: Mapping[Any, Any]) -> str:
     if not row["pairs"]:
         return f"{change}: not measured."
     few = row["pairs"] < FEWEST_PAIRS
-    between = (
-        f"{row['pairs']} pairs: too few for an interval" if few else f"95 % {row['low']:+.1f} to {row['high']:+.1f}"
-    )
+    count = "1 pair" if row["pairs"] == 1 else f"{row['pairs']} pairs"
+    between = f"{count}: too few for an interval" if few else f"95 % {row['low']:+.1f} to {row['high']:+.1f}"
     return (
         f"{change}: {row['difference']:+.1f} here ({between}), {row['paper']:+.1f} in the paper: **{row['verdict']}**."
     )

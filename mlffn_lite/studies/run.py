@@ -7,6 +7,8 @@ as it is there. Killed at any point, a run loses the cells under way and nothing
 from __future__ import annotations
 
 import logging
+import os
+import threading
 import time
 import traceback
 import warnings
@@ -14,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from filelock import FileLock
@@ -143,11 +145,12 @@ class _Run:
         self.idle = True
 
     def todo(self) -> list[Cell]:
-        """Return the cells that are neither finished nor failed."""
+        """Return the cells that are neither finished nor failed; one that has its last try alone, to blame no other."""
         left = [c for c in self.cells if not self.store.done(c) and self.store.path(c).stem not in self.failures]
         self.display.left(len(left))
         self.idle = True
-        return left
+        last = [c for c in left if self.losses[c.name] == _TRIES - 1]
+        return last[:1] or left
 
     def claim(self, todo: Iterable[Cell]) -> Iterator[Cell]:
         """Yield the cells that no other run has, claiming each when it is asked for.
@@ -200,15 +203,39 @@ def _here(cells: Iterator[Cell]) -> Generator[Outcome, None, None]:
 def _on_joblib(count: int, cells: Iterator[Cell]) -> Generator[Outcome, None, None]:
     """Run cells in joblib's processes, as many as ``count`` at a time."""
     pool = Parallel(n_jobs=count, backend="loky", batch_size=1, pre_dispatch=count, return_as="generator_unordered")
-    outcomes = pool(delayed(attempt)(cell) for cell in cells)
+    outcomes = None
     try:
+        outcomes = pool(delayed(_attempt_in_worker)(cell) for cell in cells)
         yield from outcomes
     except BrokenProcessPool as error:
         raise WorkerLost from error
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # it came while joblib started its processes
+            raise KeyboardInterrupt from error
+        raise
     finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # joblib warns of what it drops
-            outcomes.close()
+        if outcomes is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # joblib warns of what it drops
+                outcomes.close()
+
+
+def _attempt_in_worker(cell: Cell) -> Outcome:
+    _end_with_parent()
+    return attempt(cell)
+
+
+@cache
+def _end_with_parent() -> None:
+    """End this process when the one that started it does: joblib's own would finish its cell and wait for more."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _on_ray(workers: Workers, threads: int, cells: Iterator[Cell]) -> Generator[Outcome, None, None]:

@@ -59,8 +59,8 @@ class Store:
 
     def failures(self) -> dict[str, str]:
         """Return why cells failed last, by name."""
-        found = [json.loads(p.read_text("utf-8")) for p in sorted((self.folder / CELLS).glob(f"*{FAILED}"))]
-        return {entry["cell"]: entry["reason"] for entry in found}
+        paths = sorted((self.folder / CELLS).glob(f"*{FAILED}"))
+        return {p.name.removesuffix(FAILED): str(_load(p, "reason")) for p in paths}
 
     def claim(self, cell: Cell) -> FileLock | None:
         """Lock a cell that is not finished; None if it is, or if another process has it. The lock dies with us."""
@@ -79,8 +79,7 @@ class Store:
         return lock
 
     def release(self, lock: FileLock) -> None:
-        """Give a claim back. Whoever locks the deleted file still finds the finished cell."""
-        Path(lock.lock_file).unlink(missing_ok=True)
+        """Give a claim back. Its file stays: were it deleted, two processes could hold the same claim."""
         lock.release()
 
     def under_way(self) -> list[str]:
@@ -96,6 +95,10 @@ class Store:
                 lock.release()
         return held
 
+    def paths(self) -> list[Path]:
+        """Return the files of all finished cells, by name."""
+        return [p for p in sorted((self.folder / CELLS).glob("*.json")) if not p.name.endswith(FAILED)]
+
     def records(self) -> list[dict[str, Any]]:
         """Return all finished cells, by name.
 
@@ -104,14 +107,14 @@ class Store:
         StudyError
             If there is none, or a file is damaged, foreign, renamed, or from an incompatible version.
         """
-        paths = [p for p in sorted((self.folder / CELLS).glob("*.json")) if not p.name.endswith(FAILED)]
+        paths = self.paths()
         if not paths:
             raise StudyError(f"{self.folder} holds no finished cell; give the --out of `mlffn study` or `mlffn peers`")
         return [_read(path) for path in paths]
 
     def check(self, places: Mapping[str, Place]) -> None:
         """Refuse a store that holds damaged or incompatible cells, or cells of other data under the same name."""
-        if any((self.folder / CELLS).glob("*.json")):
+        if self.paths():
             stored = {r["set"]: r["fingerprint"] for r in self.records()}
             for name, place in places.items():
                 if stored.get(name, place.fingerprint) != place.fingerprint:
@@ -128,12 +131,20 @@ class Store:
         """Say which files of a data set are not those that the cells ran on."""
         found, path = "", self.folder / DATA / f"{name}.json"
         if path.exists():
-            before = json.loads(path.read_text("utf-8"))["files"]
+            before = _load(path, "files")
             changed = sorted(p for p in before.keys() | place.digests.keys() if before.get(p) != place.digests.get(p))
             found = f" ({changed[0]} differs{f' and {len(changed) - 1} more' * (len(changed) > 1)})" if changed else ""
         return (
             f"{place.path} has changed since the cells in {self.folder} ran{found}; restore it or choose another --out"
         )
+
+
+def _load(path: Path, key: str) -> Any:
+    """Return one value of a file that stands beside the cells."""
+    try:
+        return json.loads(path.read_text("utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{path} is damaged ({error}); delete it, no result is lost") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -83,7 +83,7 @@ def heat_table(cells: pd.DataFrame, study: str) -> Figure:
         ax.grid(False)
         # Only the light half of the colours is used, on which dark numbers can be read.
         text = {"annot": means, "fmt": ".1f", "annot_kws": {"color": COLOURS["black"]}}
-        sns.heatmap(shade, **text, cmap="cividis", vmin=-1.2, vmax=1, cbar=False, linewidths=1, ax=ax)
+        sns.heatmap(shade, **text, cmap="cividis", vmin=-1.4, vmax=1, cbar=False, linewidths=1, ax=ax)
         ax.set(title=LABELS[metric], xlabel="", ylabel="")
         ax.set_xticklabels([_name(n) for n in names], rotation=0)
         ax.tick_params(length=0, labelbottom=metric == METRICS[-1])
@@ -155,4 +155,5 @@ def _set_colour(sets: list[str], name: str) -> str:
 
 def _legend_below(figure: Figure, ax: Axes) -> None:
     labels = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
-    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5)
+    columns = max(1, min(5, 120 // (max(map(len, labels)) + 7)))  # as many as fit into the width
+    figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=columns)

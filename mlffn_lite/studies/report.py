@@ -13,7 +13,7 @@ from ..config import Config
 from ..datasets.folder import AnomalyFolder
 from ..datasets.mini import CATEGORIES, miniparts_path
 from ..errors import StudyError
-from ..figures import save_figure
+from ..figures import png_bytes
 from ..htmlreport import ReportFigure, write_report
 from ..runs import write_atomic
 from .cell import METRICS, digest_of
@@ -25,6 +25,11 @@ from .store import Store
 REPORT = "report"
 TITLES = {"table3": "Share of pseudo-anomalies (the paper's Table 3)", "table4": "Ablation (the paper's Table 4)"}
 NAMES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO"}
+_LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%_#${}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"±": r"$\pm$", "✓": r"\checkmark", "×": r"$\times$", "–": "--"}
+)
 _TICKS = ("self-calibration", "STLNet", "score constraint", "consistency")
 
 
@@ -80,15 +85,17 @@ def _write_report(records: Sequence[dict[str, Any]], place: Path, folder: Path) 
         write_atomic(place / f"{study}.csv", summary.to_csv(index=False, float_format="%.4f"))
     write_atomic(place / "differences.csv", steps.to_csv(index=False, float_format="%.4f"))
     write_atomic(place / "claims.md", claims(steps))
-    shown = _figures(records, cells, studies)
-    for figure, file in shown:
-        save_figure(figure.image, place / file, alt=figure.alt)  # type: ignore[arg-type]
+    shown: list[ReportFigure] = []
+    for figure, file in _figures(records, cells, studies):
+        image = png_bytes(figure.image, alt=figure.alt)  # type: ignore[arg-type]
+        write_atomic(place / file, image)
+        shown.append(figure._replace(image=image))
     write_report(
         place / "report.html",
         title="Tables 3 and 4" if len(studies) == 2 else TITLES[studies[0]],
         metrics={},
         notes=[caption(cells, s) for s in studies],
-        figures=[figure for figure, _ in shown],
+        figures=shown,
         tables=[
             (TITLES[s], pd.DataFrame(rows, columns=head))
             for s in studies
@@ -124,7 +131,7 @@ def layout(summary: pd.DataFrame, study: str) -> tuple[list[str], list[list[str]
 
 
 def latex(head: list[str], rows: list[list[str]], text: str) -> str:
-    """Return a table for LaTeX with booktabs."""
+    """Return a table for LaTeX with booktabs and amssymb."""
 
     def line(cells: list[str]) -> str:
         return " & ".join(map(_escape, cells)) + r" \\"
@@ -248,13 +255,4 @@ def _words(study: str) -> int:
 
 
 def _escape(text: str) -> str:
-    for old, new in (
-        ("&", r"\&"),
-        ("%", r"\%"),
-        ("_", r"\_"),
-        ("±", r"$\pm$"),
-        ("✓", r"\checkmark"),
-        ("×", r"$\times$"),
-    ):
-        text = text.replace(old, new)
-    return text
+    return text.translate(_LATEX)

@@ -206,13 +206,13 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def png_bytes(figure: Figure, *, alt: str, caption: str | None = None) -> bytes:
+def png_bytes(figure: Figure, *, alt: str, caption: str | None = None, dpi: int = DPI) -> bytes:
     """Render a figure as PNG: the same bytes every time, ``alt`` in its field Description, ``caption`` in Comment."""
     if not alt.strip():
         raise ValueError("alt must describe the figure to someone who cannot see it")
     buffer = io.BytesIO()
     metadata = {"Software": None, "Description": alt} | ({"Comment": caption} if caption else {})
-    figure.savefig(buffer, format="png", dpi=DPI, metadata=metadata, facecolor="white", pil_kwargs={"optimize": True})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata=metadata, facecolor="white", pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
 

@@ -40,8 +40,9 @@ def test_the_comparison_follows_from_its_cells(tmp_path: Path) -> None:
 
 def test_the_ablation_of_the_preset_follows_from_its_cells(tmp_path: Path) -> None:
     shutil.copytree(RESULTS / "ablation" / "cells", tmp_path / "cells")
-    script = [sys.executable, ROOT / "tests/benchmarks/ablation.py", "--table", "--base", RESULTS / "peers"]
-    subprocess.run([*script, "--out", tmp_path], check=True, capture_output=True)
+    options = ["--table", "--base", str(RESULTS / "peers"), "--out", str(tmp_path)]
+    script = [sys.executable, str(ROOT / "tests/benchmarks/ablation.py"), *options]
+    subprocess.run(script, check=True, capture_output=True)
     assert (tmp_path / "ablation.md").read_bytes() == (RESULTS / "ablation" / "ablation.md").read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ def ablation_dots(cells: pd.DataFrame) -> Figure:
     part, summary = cells[cells["study"] == "table4"], table(cells, "table4")
     sets = sorted(part["set"].unique())
     arms = COLUMNS["table4"]
-    figure = new_figure(3.9)
+    figure = new_figure(3.7 + 0.2 * (1 + len(sets) // 5))  # the legend grows with the sets
     for ax, metric in zip(figure.subplots(1, 3), METRICS, strict=True):
         for (key, _), group in part.groupby(["set", "seed"]):
             name = str(key)
@@ -123,7 +124,7 @@ def map_panel(records: Sequence[Mapping[str, Any]], study: str, name: str, data:
         low, high = np.median(good), max(m.max() for m in maps)
         for ax, image, heat in zip(row, images, maps, strict=True):
             ax.imshow(overlay(image, heat, low, max(high, low + 1e-6), alpha=0.85), interpolation="nearest")
-        row[0].set_ylabel(_name(column).replace("+ ", "+\n"), rotation=0, ha="right", va="center")
+        row[0].set_ylabel(textwrap.fill(_name(column), 13), rotation=0, ha="right", va="center")
     for ax in axes.ravel():
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)

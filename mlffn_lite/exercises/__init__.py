@@ -1,0 +1,92 @@
+"""Checks of the notebooks' exercises: each says what is wrong with an answer, and refuses plausible wrong ones.
+
+A module per notebook, ``nb04.py`` for notebook 04, registers its checks::
+
+    @exercise("04.1", wrong={"forgets the last level": lambda x: ...})
+    def level_of(answer):
+        assert answer(2) == 3, "the third level starts at 2"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from types import FunctionType
+from typing import Any
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """A check, and wrong answers that it must refuse, by what is wrong with them."""
+
+    number: str
+    verify: Callable[[Any], None]
+    wrong: Mapping[str, Any] = field(default_factory=dict)
+
+
+EXERCISES: dict[str, Exercise] = {}
+
+
+def exercise(number: str, *, wrong: Mapping[str, Any]) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Register a check that raises AssertionError, with a helpful sentence, for a wrong answer.
+
+    Parameters
+    ----------
+    number : str
+        Notebook and number, such as ``"04.1"``.
+    wrong : mapping
+        At least one plausible wrong answer; the tests prove that each is refused.
+    """
+
+    def register(verify: Callable[[Any], None]) -> Callable[[Any], None]:
+        EXERCISES[number] = Exercise(number, verify, wrong)
+        return verify
+
+    return register
+
+
+def find(number: str) -> Exercise:
+    """Return an exercise by number."""
+    notebook = number.partition(".")[0]
+    try:
+        import_module(f"{__name__}.nb{notebook}")
+        return EXERCISES[number]
+    except (ImportError, KeyError) as error:
+        raise ConfigError(f"there is no exercise {number!r}") from error
+
+
+def check(number: str, answer: Any) -> None:
+    """Print whether an answer is right; ``...`` or a function that returns it counts as not answered yet.
+
+    Never raises for a wrong answer: the notebook goes on.
+    """
+    wanted = find(number)
+    try:
+        if answer is ... or answer is None:
+            raise _Unanswered
+        wanted.verify(_watched(answer) if isinstance(answer, FunctionType) else answer)
+    except _Unanswered:
+        print(f"Exercise {number}: not answered yet.")
+    except AssertionError as error:
+        print(f"Exercise {number}: not yet. {error}")
+    except Exception as error:  # a slip in the reader's code must not stop the notebook
+        print(f"Exercise {number}: not yet. It raised {type(error).__name__}: {error}")
+    else:
+        print(f"Exercise {number}: right.")
+
+
+class _Unanswered(Exception):  # noqa: N818 - an event
+    """The reader has not written anything yet."""
+
+
+def _watched(answer: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*arguments: Any, **options: Any) -> Any:
+        result = answer(*arguments, **options)
+        if result is ...:
+            raise _Unanswered
+        return result
+
+    return call

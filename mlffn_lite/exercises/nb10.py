@@ -1,0 +1,111 @@
+"""Exercises of notebook 10, the consistency constraint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from . import exercise
+
+
+def _divergence(q: Tensor, p: Tensor) -> Tensor:
+    log_q, log_p = q.log_softmax(-1), p.log_softmax(-1)
+    return (log_q.exp() * (log_q - log_p)).sum(-1)
+
+
+def _overflowing(q: Tensor, p: Tensor) -> Tensor:
+    a, b = q.exp() / q.exp().sum(), p.exp() / p.exp().sum()
+    return (a * (a / b).log()).sum()
+
+
+@exercise(
+    "10.1",
+    wrong={
+        "turns the divergence round": lambda q, p: _divergence(p, q),
+        "takes negatives": lambda q, p: _divergence(-q, -p),
+        "overflows": _overflowing,
+    },
+)
+def row_kl(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """The divergence of one row."""
+    q, p = torch.tensor([0.0, 1.0, 3.0]), torch.tensor([0.0, 2.0, 1.0])
+    by_hand = 0.0
+    for a, b in zip(q.tolist(), p.tolist(), strict=True):
+        log_q = a - math.log(sum(math.exp(v) for v in q.tolist()))
+        log_p = b - math.log(sum(math.exp(v) for v in p.tolist()))
+        by_hand += math.exp(log_q) * (log_q - log_p)
+    ours = torch.as_tensor(answer(q, p))
+    assert ours.ndim == 0, "return one number"
+    assert abs(float(ours) - by_hand) < 1e-5, f"for a small row it gives {float(ours):.3f}, by hand it is {by_hand:.3f}"
+    assert abs(float(torch.as_tensor(answer(q, q + 5)))) < 1e-6, "rows that differ by a constant have the same softmax"
+    g = torch.Generator().manual_seed(10)
+    wide, other = (1000 * torch.rand(20, generator=g) for _ in range(2))
+    ours = torch.as_tensor(answer(wide, other))
+    assert ours.isfinite(), "for distances of up to 1000 it is not finite"
+    assert torch.isclose(ours, _divergence(wide, other), rtol=1e-4), "for distances of up to 1000 it is wrong"
+
+
+@exercise(
+    "10.2",
+    wrong={
+        "forgets the batch": lambda budget, batch: int((budget / 32) ** 0.25 + 1e-9),
+        "returns K": lambda budget, batch: int((budget / 32 / batch) ** 0.5),
+        "forgets that K is side squared": lambda budget, batch: int(math.sqrt(budget / 32 / batch)),
+        "rounds up": lambda budget, batch: math.ceil((budget / 32 / batch) ** 0.25),
+    },
+)
+def largest_side(answer: Callable[[int, int], int]) -> None:
+    """The number of patches a side that memory allows."""
+    for batch in (1, 32):
+        for side in (1, 4, 16, 50):
+            exact = 32 * batch * side**4
+            for budget, expected in ((exact, side), (exact - 1, side - 1), (exact + 1, side)):
+                if not expected:
+                    continue
+                ours = answer(budget, batch)
+                assert isinstance(ours, int), "return an integer"
+                message = f"for {budget:,} bytes and {batch} images {ours} patches a side"
+                assert ours <= expected, f"{message} are too many"
+                assert ours >= expected, f"{message} leave room for more"
+
+
+def _effective(distances: Tensor, tau: float) -> float:
+    log = (distances.double() / tau).log_softmax(-1)
+    return float((-(log.exp() * log).sum(-1)).exp().mean())
+
+
+def _search(distances: Tensor, target: float, sign: int = 1, base: float = math.e) -> float:
+    low, high = -14.0, 14.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        log = (sign * distances.double() / math.exp(middle)).log_softmax(-1)
+        value = float(base ** (-(log.exp() * log).sum(-1).mean()))
+        low, high = (middle, high) if value < target else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+@exercise(
+    "10.3",
+    wrong={
+        "always 1": lambda distances, target: 1.0,
+        "takes the mean distance": lambda distances, target: float(distances.mean()),
+        "takes negatives": lambda distances, target: _search(distances, target, sign=-1),
+        "returns the inverse": lambda distances, target: 1 / _search(distances, target),
+        "takes bits for a number": lambda distances, target: _search(distances, target, base=2.0),
+    },
+)
+def temperature(answer: Callable[[Tensor, float], float]) -> None:
+    """The temperature for a wanted effective number of patches."""
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(60, 5, generator=g)
+    for scale, target in ((1.0, 20.0), (1.0, 5.0), (100.0, 40.0), (0.01, 10.0)):
+        distances = scale * torch.cdist(x, x)
+        tau = float(answer(distances.clone(), target))
+        assert math.isfinite(tau), "the temperature must be finite"
+        assert tau > 0, "the temperature must be above 0"
+        found = _effective(distances, tau)
+        message = f"mean distance {float(distances.mean()):.2f}, target {target:g}: τ = {tau:.3g} gives {found:.1f}"
+        assert abs(found / target - 1) < 0.01, message

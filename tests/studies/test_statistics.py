@@ -1,0 +1,288 @@
+"""Means, deviations, intervals and verdicts, against numbers worked out by hand and against SciPy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from mlffn_lite.studies import statistics
+from mlffn_lite.studies.grid import ARMS
+from mlffn_lite.studies.paper import PAPER, TRAIN_IMAGES
+from mlffn_lite.studies.statistics import COLUMNS, differences, frame, interval, study_names, table, verdict
+from mlffn_lite.studies.store import Store
+
+Cells = Callable[..., Any]
+finite = st.floats(-50, 50).map(lambda x: round(x, 3))
+
+
+def cells_of(rows: Sequence[tuple[str, str, str, int, float]]) -> pd.DataFrame:
+    """Cells (study, column, set, seed, image AUROC); the other metrics are 10 and 20 points lower."""
+    head = ["study", "column", "set", "seed", "image_auroc"]
+    return pd.DataFrame(rows, columns=head).assign(
+        pixel_auroc=lambda t: t["image_auroc"] - 10, pro=lambda t: t["image_auroc"] - 20
+    )
+
+
+BY_HAND = cells_of(
+    [
+        ("table4", "baseline", "nuts", 0, 90.0),
+        ("table4", "baseline", "nuts", 1, 92.0),
+        ("table4", "baseline", "nuts", 2, 97.0),
+        ("table4", "baseline", "bolts", 0, 80.0),
+        ("table4", "baseline", "bolts", 1, 84.0),
+        ("table4", "baseline", "bolts", 2, 85.0),
+        ("table4", "+self_calibration", "nuts", 0, 91.0),
+        ("table4", "+self_calibration", "nuts", 1, 95.0),
+        ("table4", "+self_calibration", "nuts", 2, 96.0),
+        ("table4", "+self_calibration", "bolts", 0, 86.0),
+        ("table4", "+self_calibration", "bolts", 1, 83.0),
+        ("table4", "+self_calibration", "bolts", 2, 89.0),
+        ("table4", "+stl", "nuts", 0, 91.0),
+        ("table4", "+stl", "bolts", 0, 80.0),
+        ("table4", "+stl", "bolts", 1, 99.0),
+        ("table4", "+consistency", "nuts", 5, 70.0),
+        ("table3", "50", "nuts", 5, 70.0),
+    ]
+)
+
+
+def row_of(found: pd.DataFrame, **where: Any) -> dict[str, Any]:
+    for key, value in where.items():
+        found = found[found[key] == value]
+    assert len(found) == 1
+    return {str(k): v for k, v in found.iloc[0].to_dict().items()}
+
+
+def test_a_table_by_hand() -> None:
+    found = table(BY_HAND, "table4")
+    assert list(found["column"]) == [c for c in ARMS for _ in range(3)]
+    # Means over sets by seed: 85, 88, 91; 88.5, 89, 92.5; and for +stl only seed 0 is whole: 85.5.
+    first = row_of(found, column="baseline", metric="image_auroc")
+    assert (first["mean"], first["std"], first["seeds"], first["paper"]) == (88.0, 3.0, 3, 97.84)
+    second = row_of(found, column="+self_calibration", metric="pro")
+    assert second["mean"] == pytest.approx(70.0)
+    assert second["std"] == pytest.approx(math.sqrt((1.5**2 + 1 + 2.5**2) / 2))
+    third = row_of(found, column="+stl", metric="pixel_auroc")
+    assert (third["mean"], third["seeds"]) == (75.5, 1)
+    assert math.isnan(third["std"])
+    for column in ("+score_constraint", "+consistency"):  # no cell; and no seed that both sets have
+        missing = row_of(found, column=column, metric="pro")
+        assert missing["seeds"] == 0
+        assert math.isnan(missing["mean"])
+        assert math.isnan(missing["std"])
+    assert row_of(table(BY_HAND, "table3"), column="50", metric="pro")["mean"] == 50.0
+
+
+def test_differences_by_hand() -> None:
+    found = differences(BY_HAND, "table4")
+    assert [(b, a) for b, a in zip(found["before"], found["after"], strict=True)][::3] == [
+        ("baseline", "+self_calibration"),
+        ("+self_calibration", "+stl"),
+        ("+stl", "+score_constraint"),
+        ("+score_constraint", "+consistency"),
+        ("baseline", "+consistency"),
+    ]
+    first = row_of(found, before="baseline", after="+self_calibration", metric="image_auroc")
+    assert first["pairs"] == 6  # nuts +1 +3 -1, bolts +6 -1 +4
+    assert first["difference"] == 2.0
+    assert (first["low"], first["high"]) == interval(np.array([6.0, -1, 4, 1, 3, -1]))
+    assert first["paper"] == pytest.approx(0.46)
+    second = row_of(found, before="+self_calibration", after="+stl", metric="pro")
+    assert second["pairs"] == 3  # nuts 0, bolts -6 +16: seeds pair even where a set lacks one
+    assert second["difference"] == pytest.approx(10 / 3)
+    assert second["verdict"] == "not distinguishable"
+    assert math.isnan(second["low"])
+    last = row_of(found, before="baseline", after="+consistency", metric="pro")
+    assert last["pairs"] == 0  # seed 5 meets no other
+    assert math.isnan(last["difference"])
+
+
+def test_undefined_metrics_make_no_pair() -> None:
+    cells = BY_HAND.assign(pro=np.nan)
+    cells.loc[(cells["set"] == "bolts") & (cells["seed"] == 1), "image_auroc"] = np.nan
+    found = differences(cells, "table4")
+    assert row_of(found, before="baseline", after="+self_calibration", metric="pro")["pairs"] == 0
+    assert row_of(found, before="baseline", after="+self_calibration", metric="image_auroc")["pairs"] == 5
+    assert row_of(table(cells, "table4"), column="baseline", metric="pro")["seeds"] == 3
+    assert math.isnan(row_of(table(cells, "table4"), column="baseline", metric="pro")["mean"])
+
+
+def test_the_order_of_the_cells_does_not_matter() -> None:
+    shuffled = BY_HAND.sample(frac=1, random_state=3)
+    pd.testing.assert_frame_equal(table(shuffled, "table4"), table(BY_HAND, "table4"))
+    pd.testing.assert_frame_equal(differences(shuffled, "table4"), differences(BY_HAND, "table4"))
+
+
+@pytest.mark.parametrize("count", [6, 9, 27])
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_the_interval_is_scipys_percentile_bootstrap_of_the_paired_mean(count: int, level: float) -> None:
+    rng = np.random.default_rng(count)
+    before, after = rng.normal(90, 3, count), rng.normal(91, 3, count) + rng.exponential(2, count)
+    mine = np.array([interval(after - before, level=level, seed=s) for s in range(8)])
+    found = [
+        stats.bootstrap(
+            (after, before),
+            lambda x, y, axis: np.mean(x - y, axis=axis),
+            paired=True,
+            vectorized=True,
+            method="percentile",
+            n_resamples=10_000,
+            confidence_level=level,
+            rng=np.random.default_rng(100 + s),
+        ).confidence_interval
+        for s in range(8)
+    ]
+    theirs = np.array([(t.low, t.high) for t in found])
+    # Eight runs of each tell the Monte-Carlo error of both; a wrong level or a wrong divisor is far outside.
+    error = np.sqrt((mine.var(0, ddof=1) + theirs.var(0, ddof=1)) / 8)
+    assert (np.abs(mine.mean(0) - theirs.mean(0)) < 5 * error + 1e-9).all()
+    spread = (after - before).std(ddof=0) / math.sqrt(count)
+    assert (5 * error < 0.1 * spread).all()
+
+
+@pytest.mark.parametrize("count", range(statistics.FEWEST_PAIRS))
+def test_few_pairs_have_no_interval(count: int) -> None:
+    assert np.isnan(interval(np.ones(count))).all()
+    # All on one side by chance alone: more often than in one case of twenty.
+    assert 2 * 0.5**count > 0.05
+
+
+def test_the_fewest_pairs_can_be_one_sided_by_chance_in_less_than_one_case_of_twenty() -> None:
+    assert 2 * 0.5**statistics.FEWEST_PAIRS < 0.05
+
+
+pairs = st.lists(finite, min_size=6, max_size=20).map(np.array)
+
+
+@settings(max_examples=30)
+@given(pairs, st.floats(-20, 20).map(lambda x: round(x, 3)))
+def test_an_interval_lies_among_its_pairs_moves_with_them_and_mirrors(values: np.ndarray, shift: float) -> None:
+    low, high = interval(values)
+    assert values.min() - 1e-9 <= low <= high <= values.max() + 1e-9
+    assert interval(values) == (low, high)
+    assert interval(values + shift) == pytest.approx((low + shift, high + shift), abs=1e-8)
+    assert interval(-values) == pytest.approx((-high, -low), abs=1e-8)
+    assert interval(3 * values) == pytest.approx((3 * low, 3 * high), abs=1e-8)
+    narrow = interval(values, level=0.5)
+    assert low <= narrow[0] <= narrow[1] <= high
+
+
+@settings(max_examples=10)
+@given(finite)
+def test_an_interval_of_equal_pairs_is_a_point(value: float) -> None:
+    assert interval(np.full(7, value)) == pytest.approx((value, value), abs=1e-9)
+
+
+def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(0)
+    hits = [low <= 1 <= high for low, high in (interval(rng.normal(1, 2, 30)) for _ in range(200))]
+    assert 0.88 < np.mean(hits) < 0.99
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "claimed", "expected"),
+    [
+        (0.1, 0.5, 0.3, "supported"),
+        (-0.5, -0.1, -0.2, "supported"),
+        (0.1, 0.5, -0.3, "contradicted"),
+        (-0.5, -0.1, 0.2, "contradicted"),
+        (-0.1, 0.5, 0.3, "not distinguishable"),
+        (0.0, 0.5, 0.3, "not distinguishable"),
+        (-0.5, 0.0, 0.3, "not distinguishable"),
+        (0.1, 0.5, 0.0, "not distinguishable"),
+        (math.nan, math.nan, 0.3, "not distinguishable"),
+        (0.0, 0.0, -0.3, "not distinguishable"),
+    ],
+)
+def test_verdicts(low: float, high: float, claimed: float, expected: str) -> None:
+    assert verdict(low, high, claimed) == expected
+
+
+ordered = st.tuples(finite, finite).map(sorted)
+
+
+@given(ordered, finite)
+def test_a_verdict_turns_with_the_signs(bounds: list[float], claimed: float) -> None:
+    low, high = bounds
+    found = verdict(low, high, claimed)
+    assert found in statistics.VERDICTS
+    assert found == verdict(-high, -low, -claimed)
+    swapped = {"supported": "contradicted", "contradicted": "supported"}.get(found, found)
+    assert verdict(low, high, -claimed) == swapped
+
+
+@settings(max_examples=30)
+@given(st.lists(st.tuples(finite, finite), min_size=6, max_size=12), st.booleans())
+def test_what_is_one_sided_decides(values: list[tuple[float, float]], better: bool) -> None:
+    rows: list[tuple[str, str, str, int, float]] = []
+    for seed, (start, step) in enumerate(values):
+        change = (1 + abs(step)) * (1 if better else -1)
+        rows += [("table3", "0", "nuts", seed, start), ("table3", "5", "nuts", seed, start + change)]
+    found = differences(cells_of(rows), "table3")
+    first = row_of(found, before="0", after="5", metric="pro")
+    assert first["verdict"] == ("supported" if better else "contradicted")  # in the paper: +58.1
+
+
+@settings(max_examples=25)
+@given(
+    st.lists(st.lists(finite, min_size=2, max_size=4), min_size=1, max_size=4).filter(
+        lambda rows: len({len(row) for row in rows}) == 1
+    )
+)
+def test_a_table_is_the_plain_computation(values: list[list[float]]) -> None:
+    """``values`` is by seed and set."""
+    rows = [
+        ("table3", "25", f"set{j}", seed, value) for seed, line in enumerate(values) for j, value in enumerate(line)
+    ]
+    found = row_of(table(cells_of(rows), "table3"), column="25", metric="image_auroc")
+    means = [sum(line) / len(line) for line in values]
+    mean = sum(means) / len(means)
+    assert found["mean"] == pytest.approx(mean, abs=1e-9)
+    assert found["seeds"] == len(means)
+    if len(means) == 1:
+        assert math.isnan(found["std"])
+    else:
+        variance = sum((m - mean) ** 2 for m in means) / (len(means) - 1)
+        assert found["std"] == pytest.approx(math.sqrt(variance), abs=1e-7)
+
+
+def test_a_frame_has_a_row_per_cell_and_study(tmp_path: Path, keep: Cells) -> None:
+    store = Store(tmp_path)
+    keep(store, "table4", "baseline", "nuts", 1, 0.5, 0.75, None)
+    keep(store, "table4", "+consistency", "nuts", 2, 0.5, 0.75, 0.25)
+    keep(store, "table3", "5", "bolts", 2, 0.5, 0.75, 0.25, config={"data": {"size": 64}})
+    found = frame(store.records())
+    assert len(found) == 4  # the cell that both tables share has a row in each
+    assert sorted(zip(found["study"], found["column"], found["set"], found["seed"], strict=True)) == [
+        ("table3", "5", "bolts", 2),
+        ("table3", "50", "nuts", 2),
+        ("table4", "+consistency", "nuts", 2),
+        ("table4", "baseline", "nuts", 1),
+    ]
+    first = row_of(found, column="baseline")
+    assert (first["image_auroc"], first["pixel_auroc"], first["steps"], first["shape"]) == (50.0, 75.0, 2, "32×32")
+    assert math.isnan(first["pro"])
+    assert found["setting"].nunique() == 2
+    assert found.loc[found["set"] == "nuts", "setting"].nunique() == 1
+    assert study_names(found) == ["table3", "table4"]
+    assert study_names(found[found["study"] == "table4"]) == ["table4"]
+    assert frame([]).empty
+
+
+def test_the_papers_numbers_are_there_for_every_column() -> None:
+    assert {study: list(columns) for study, columns in PAPER.items()} == COLUMNS
+    for columns in PAPER.values():
+        for numbers in columns.values():
+            assert list(numbers) == ["image_auroc", "pixel_auroc", "pro"]
+            assert all(0 < v < 100 for v in numbers.values())
+    assert PAPER["table3"]["50"] == PAPER["table4"]["+consistency"]  # the cell that both share
+    assert (len(TRAIN_IMAGES), sum(TRAIN_IMAGES.values())) == (15, 3629)  # as Bergmann et al. count them

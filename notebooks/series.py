@@ -70,7 +70,11 @@ class Entry:
     @property
     def time(self) -> str:
         """Declared time in words."""
-        return f"{60 * self.minutes:.0f} s" if self.minutes < 1 else f"{self.minutes:g} min"
+        return (
+            f"{60 * self.minutes:.0f}\N{NO-BREAK SPACE}s"
+            if self.minutes < 1
+            else f"{self.minutes:g}\N{NO-BREAK SPACE}min"
+        )
 
 
 def load_series(root: Path = ROOT) -> list[Entry]:

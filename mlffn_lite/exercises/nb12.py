@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from ..config import Config
-from ..studies.grid import ratio_config, study_config
+from ..studies.grid import arm_config, ratio_config, study_config
 from ..studies.statistics import interval
 from . import exercise
 
@@ -104,11 +104,9 @@ def _from_baseline(base: Config, part: str) -> Config:
     return base.replace(model={**off, "score": "learned"}, loss={**loss, "score": 1.0})
 
 
-def _alone(base: Config, part: str) -> Config:
-    whole = ratio_config(base, 0.5)
-    if part == "score_constraint":
-        return whole.replace(loss={"score": 0.0})
-    return whole.replace(loss={part: 0.0}) if part == "consistency" else whole.replace(model={part: False})
+def _cut_short(base: Config, part: str) -> Config:
+    arms = {"self_calibration": "baseline", "texture": "+self_calibration", "consistency": "+score_constraint"}
+    return arm_config(base, arms.get(part, "+stl"))
 
 
 def _with_the_density(base: Config, part: str) -> Config:
@@ -128,7 +126,7 @@ def _left_out(base: Config, part: str) -> Config:
     "12.3",
     wrong={
         "adds one part to the baseline": _from_baseline,
-        "leaves out the score constraint alone": _alone,
+        "cuts the table off before the part": _cut_short,
         "starts from the preset": _with_the_density,
     },
 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import threading
 import time
 import traceback
@@ -270,7 +271,10 @@ def _start_ray(workers: Workers, threads: int) -> None:
     import ray
 
     cores = None if workers.address else workers.count * threads
+    host, _, port = (workers.address or "").rpartition("://")[2].rpartition(":")
     try:
+        if host and port.isdecimal():  # where nothing listens, Ray itself would try for a quarter of an hour
+            socket.create_connection((host, int(port)), timeout=10).close()
         ray.init(
             address=workers.address or "local",
             num_cpus=cores,
@@ -278,6 +282,6 @@ def _start_ray(workers: Workers, threads: int) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(f"cannot reach a Ray cluster at {workers.address or 'this machine'}: {reason}") from error

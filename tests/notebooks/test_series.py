@@ -73,7 +73,7 @@ def test_nav_writes_heads_feet_and_maps_once(root: Path) -> None:
     assert [c.id for c in nb.cells] == ["head", "draw", "timed", "foot"]
     top = nb.cells[0].source
     assert top.startswith("# 01 · Dot\n\n**See it.**")
-    assert "Needs: [00](00_start.ipynb) · Paper: §1 · Runs in about 30 s" in top
+    assert "Needs: [00](00_start.ipynb) · Paper: §1 · Runs in about 30\N{NO-BREAK SPACE}s" in top
     assert "[← 00 · Start](00_start.ipynb) · [map of the series]" in top
     assert "[02 · Later →](02_later.ipynb)" in nb.cells[-1].source
     assert "| [02 · Later](notebooks/02_later.ipynb) |" in (root / "README.md").read_text("utf-8")

@@ -43,12 +43,14 @@ def executed_in_order(nb: NotebookNode, entry: Entry) -> Iterable[str]:
 
 @rule
 def quiet(nb: NotebookNode, entry: Entry) -> Iterable[str]:
-    noise = r"\b[A-Z]\w*Warning\b|Traceback \(most|\b0x[0-9a-f]{6,}|\x1b\[|<Figure |<Axes|<matplotlib|\bit/s\b"
+    noise = r"\b[A-Z]\w*Warning\b|Traceback \(most|\b0x[0-9a-f]{6,}|\x1b\[|\bit/s\b"
     for cell in code_cells(nb):
         if any(o.get("name") == "stderr" for o in cell.outputs):
             yield f"cell {cell.id} writes to stderr"
         if found := re.search(noise, printed(cell)):
             yield f"cell {cell.id} prints {found[0]!r}"
+        if any(re.match(r"\[?<|Text\(", o.data.get("text/plain", "")) for o in cell.outputs if "execution_count" in o):
+            yield f"cell {cell.id} ends with a value that only its class describes"
 
 
 @rule

@@ -379,7 +379,12 @@ _LIMITS: dict[str, dict[str, tuple[float, float, float]]] = {
         "dark": (0, 1, 0.05),
     },
     "cutpaste": {"area": (0.01, 0.3, 0.01), "aspect": (0.1, 8, 0.1), "rotation": (0, 90, 5), "jitter": (0, 0.5, 0.05)},
-    "scar": {"width": (0.005, 0.2, 0.005), "length": (0.01, 0.4, 0.01), "rotation": (0, 90, 5), "jitter": (0, 0.5, 0.05)},
+    "scar": {
+        "width": (0.005, 0.2, 0.005),
+        "length": (0.01, 0.4, 0.01),
+        "rotation": (0, 90, 5),
+        "jitter": (0, 0.5, 0.05),
+    },
     "blemish": {
         "count": (1, 8, 1),
         "length": (0.01, 1, 0.01),

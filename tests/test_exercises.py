@@ -53,7 +53,7 @@ def test_wrong_answers_are_kept_for_the_tests() -> None:
 
 
 def test_a_class_or_module_reaches_its_check_as_it_is() -> None:
-    seen = []
+    seen: list[object] = []
     exercises.exercise("97.2", wrong={})(seen.append)
     for answer in (torch.nn.ReLU, torch.nn.ReLU()):
         exercises.check("97.2", answer)

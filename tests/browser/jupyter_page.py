@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -141,9 +142,7 @@ def show_all(
     try:
         page.goto(address.format(name))
         page.wait_for_selector(".jp-Notebook .jp-Cell")
-        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
-        page.get_by_role("menuitem", name="Run", exact=True).click()
-        page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+        _run_all(page)
         cells = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in notebook.cells)
         page.wait_for_function(
             r"""cells => {
@@ -160,6 +159,23 @@ def show_all(
         yield opened
     finally:
         page.close()
+
+
+def _run_all(page: Page) -> None:
+    """Choose Run, Run All Cells, again if the kernel was not connected yet and nothing started."""
+    from playwright.sync_api import TimeoutError as Timeout
+
+    until = time.monotonic() + SECONDS
+    while True:
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
+        try:
+            page.locator(".jp-Notebook .jp-InputPrompt", has_text=re.compile(r"^\[[*\d]")).first.wait_for(timeout=5000)
+            return
+        except Timeout:
+            if time.monotonic() > until:
+                raise
 
 
 def _shoot(page: Page, folder: Path, title: str) -> None:

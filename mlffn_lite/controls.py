@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,8 @@ import traitlets
 
 from .datasets.folder import Split
 from .panels import Panel, compose
+
+_STYLE = {"description_width": "5.5em"}
 
 
 class ImagePicker(w.VBox):
@@ -86,6 +89,15 @@ class ImagePicker(w.VBox):
         self.chosen = (self.category.value, self.image.value)
 
 
+class Picture(w.Image):
+    """A PNG whose tooltip, shown on hovering and read aloud, says what it shows.
+
+    The browser's side of ipywidgets 8.1 fails on the tooltip of a widget without a description; ``Image`` has none.
+    """
+
+    description = traitlets.Unicode("").tag(sync=True)
+
+
 class Explorer(w.VBox):
     """What all explorers share; a subclass says what they show.
 
@@ -93,8 +105,8 @@ class Explorer(w.VBox):
     ----------
     label : Label
         The outcome in a line of text.
-    picture : Image
-        The PNG that is shown; its tooltip is ``alt``.
+    picture : Picture
+        The PNG that is shown.
     table : HTML
     boxes : dict
         Left, top, right and bottom of every panel in the picture, by its title.
@@ -102,7 +114,7 @@ class Explorer(w.VBox):
 
     def __init__(self, *controls: w.Widget) -> None:
         self.label = w.Label(layout={"width": "auto", "margin": "6px 2px"})
-        self.picture = w.Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.picture = Picture(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
         self.table = w.HTML()
         self.boxes: dict[str, tuple[int, int, int, int]] = {}
         self._held = 0
@@ -168,26 +180,38 @@ def row(*widgets: w.Widget) -> w.HBox:
 
 def button(text: str, icon: str, tooltip: str, act: Any) -> w.Button:
     """Return a button that calls ``act`` with itself."""
-    made = w.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": "8em"})
+    made = w.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": "7em"})
     made.on_click(act)
     return made
 
 
 def dropdown(text: str, options: Sequence[Any], tooltip: str) -> w.Dropdown:
     """Return a choice of one of several options."""
-    return w.Dropdown(options=options, description=text, tooltip=tooltip, layout={"width": "19em"})
+    return w.Dropdown(options=options, description=text, tooltip=tooltip, style=_STYLE, layout={"width": "17em"})
 
 
 def seed() -> w.BoundedIntText:
     """Return a field for a seed."""
-    tooltip = "Seed of all that is drawn at random"
-    return w.BoundedIntText(0, min=0, max=9999, description="Seed", tooltip=tooltip, layout={"width": "12em"})
+    tooltip, layout = "Seed of all that is drawn at random", {"width": "17em"}
+    return w.BoundedIntText(0, min=0, max=9999, description="Seed", tooltip=tooltip, style=_STYLE, layout=layout)
 
 
 def slider(text: str, limits: tuple[float, float, float], value: Any, tooltip: str) -> w.Widget:
-    """Return a slider for a number, or for a pair of numbers, with (least, most, step)."""
+    """Return a slider for a number, or for a pair of numbers, with (least, most, step).
+
+    The value must be whole steps above the least: the browser rounds it to them, and sends back what it made of it.
+    """
     whole = isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(v, int) for v in value))
     kinds = (w.IntSlider, w.IntRangeSlider) if whole else (w.FloatSlider, w.FloatRangeSlider)
     options = dict(zip(("min", "max", "step"), limits, strict=True)) | ({} if whole else {"readout_format": ".3g"})
-    layout = {"width": "26em"}
-    return kinds[isinstance(value, tuple)](value=value, description=text, tooltip=tooltip, layout=layout, **options)
+    options |= {"description": text, "tooltip": tooltip, "style": _STYLE, "layout": {"width": "21.5em"}}
+    return kinds[isinstance(value, tuple)](value=value, **options)
+
+
+def move(control: w.Widget, low: float, high: float, step: float, value: Any) -> None:
+    """Set the value of a slider of floats, and a range from about ``low`` to ``high`` in whole steps from the value."""
+    first, last = value if isinstance(value, tuple) else (value, value)
+    with control.hold_trait_notifications():
+        control.min = first - math.ceil(max(first - low, 0) / step) * step
+        control.max = last + math.ceil(max(high - last, 0) / step) * step
+        control.step, control.value = step, value

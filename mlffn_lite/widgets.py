@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from .base import Calibration, Detector, Prediction
-from .controls import Explorer, ImagePicker, button, dropdown, row, seed, slider, table
+from .controls import Explorer, ImagePicker, button, dropdown, move, row, seed, slider, table
 from .datasets.folder import Split
 from .painting import paint
 from .panels import Panel, Region, Scene, find_regions, number
@@ -120,9 +120,8 @@ class HeatmapExplorer(Explorer):
         scale, maps = view.calibration, view.prediction.maps
         low, high = min(float(maps.min()), scale.low, scale.threshold), max(float(maps.max()), scale.high)
         with self.together():
-            for control, value in ((self.threshold, scale.threshold), (self.colours, (scale.low, scale.high))):
-                with control.hold_trait_notifications():
-                    control.min, control.max, control.step, control.value = low, high, (high - low) / 200, value
+            move(self.threshold, low, high, (scale.high - scale.low) / 100, scale.threshold)
+            move(self.colours, low, high, (scale.high - scale.low) / 50, (scale.low, scale.high))
 
     def redraw(self) -> None:
         """Draw the image with its true mask, its score map, and the overlay with what lies above the threshold."""
@@ -370,24 +369,25 @@ class PseudoExplorer(Explorer):
 
 
 # Least, most and step of the parameters that are shown; to begin with they are what the generators have.
+_PIXEL = 1 / 256
 _LIMITS: dict[str, dict[str, tuple[float, float, float]]] = {
     "confetti": {
         "count": (1, 8, 1),
-        "side": (0.01, 0.4, 0.01),
+        "side": (2 * _PIXEL, 100 * _PIXEL, 2 * _PIXEL),
         "rotation": (0, 90, 5),
-        "blur": (0, 0.1, 0.005),
+        "blur": (0, 24 * _PIXEL, _PIXEL),
         "dark": (0, 1, 0.05),
     },
     "cutpaste": {"area": (0.01, 0.3, 0.01), "aspect": (0.1, 8, 0.1), "rotation": (0, 90, 5), "jitter": (0, 0.5, 0.05)},
     "scar": {
-        "width": (0.005, 0.2, 0.005),
-        "length": (0.01, 0.4, 0.01),
+        "width": (_PIXEL, 48 * _PIXEL, _PIXEL),
+        "length": (_PIXEL, 100 * _PIXEL, _PIXEL),
         "rotation": (0, 90, 5),
         "jitter": (0, 0.5, 0.05),
     },
     "blemish": {
         "count": (1, 8, 1),
-        "length": (0.01, 1, 0.01),
+        "length": (4 * _PIXEL, 1, 4 * _PIXEL),
         "aspect": (1, 20, 0.5),
         "contrast": (0.02, 1, 0.02),
         "grey": (0, 1, 0.05),

@@ -3,7 +3,8 @@
     cd notebooks
     pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-sanitize-with=sanitise.cfg .
 
-The session fails if a notebook took more than twice its declared minutes, or if none of its cells ran.
+The session fails if a notebook took more than twice its declared minutes (times MLFFN_PATIENCE, where that is set), or
+if none of its cells ran.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import pytest
 
 FOLDER = Path(__file__).parent
 SERIES = {e["file"]: e for e in tomllib.loads((FOLDER / "series.toml").read_text(encoding="utf-8"))["notebook"]}
+
+BUSY = "; on a slow or busy machine set MLFFN_PATIENCE=3"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -62,11 +65,11 @@ class Times:
         """Return a line per notebook that did not run, or not in its time."""
         lines = []
         for name in (f.name for f in self.asked if self.on):
-            declared = 60 * SERIES[name]["minutes"]
+            declared, seconds = 60 * SERIES[name]["minutes"], self.seconds[name]
             if name not in self.ran:
                 lines.append(f"{name} did not run: none of its cells was executed")
-            elif self.seconds[name] > 2 * declared:
-                lines.append(f"{name} took {self.seconds[name]:.0f} s, more than twice the {declared:.0f} s declared")
+            elif seconds > 2 * declared * float(os.environ.get("MLFFN_PATIENCE", "1")):
+                lines.append(f"{name} took {seconds:.0f} s, more than twice the {declared:.0f} s declared{BUSY}")
         return lines
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

@@ -637,6 +637,25 @@ class TestEveryExplorer:
         assert not any(isinstance(c, ipywidgets.Output) for c in every(explorer))
 
     @pytest.mark.parametrize("name", ["heat", "runs", "painter", "pseudo"])
+    def test_sliders_start_on_their_steps(self, name: str) -> None:
+        """Else the browser moves them when it shows them, and with them colours, verdict or parameters."""
+        explorer = explorers()[name]
+        sliders = [c for c in every(explorer) if hasattr(c, "readout_format")]
+        if isinstance(explorer, PseudoExplorer):
+            sliders = [slider for kind in explorer.parameters.values() for slider in kind.values()]
+        assert len(sliders) > 1
+        for slider in sliders:
+            for value in np.atleast_1d(slider.value):
+                steps = (value - slider.min) / slider.step
+                assert steps == pytest.approx(round(steps), abs=1e-6)
+                assert slider.min <= value <= slider.max
+
+    def test_the_browser_can_set_the_tooltip_of_a_picture(self, heat: HeatmapExplorer) -> None:
+        state = heat.picture.get_state()
+        assert state["description"] == ""
+        assert state["tooltip"] == heat.alt
+
+    @pytest.mark.parametrize("name", ["heat", "runs", "painter", "pseudo"])
     def test_same_again(self, name: str) -> None:
         first, second = explorers()[name], explorers()[name]
         assert first.png == second.png

@@ -6,8 +6,10 @@ as it is there. Killed at any point, a run loses the cells under way and nothing
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -18,6 +20,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import cache, partial
+from multiprocessing import resource_tracker
 from typing import Any
 
 from filelock import FileLock
@@ -206,19 +209,33 @@ def _on_joblib(count: int, cells: Iterator[Cell]) -> Generator[Outcome, None, No
     pool = Parallel(n_jobs=count, backend="loky", batch_size=1, pre_dispatch=count, return_as="generator_unordered")
     outcomes = None
     try:
-        outcomes = pool(delayed(_attempt_in_worker)(cell) for cell in cells)
+        with _ctrl_c_held_back():
+            outcomes = pool(delayed(_attempt_in_worker)(cell) for cell in cells)
         yield from outcomes
     except BrokenProcessPool as error:
         raise WorkerLost from error
-    except RuntimeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # it came while joblib started its processes
-            raise KeyboardInterrupt from error
-        raise
     finally:
         if outcomes is not None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # joblib warns of what it drops
                 outcomes.close()
+
+
+@contextlib.contextmanager
+def _ctrl_c_held_back() -> Iterator[None]:
+    """Take Ctrl-C only afterwards; processes started meanwhile never take it.
+
+    A terminal sends it to them too, and only this process should answer; joblib then ends the others.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # starting it lets Ctrl-C through again, and the first process would do that
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _attempt_in_worker(cell: Cell) -> Outcome:
@@ -228,7 +245,7 @@ def _attempt_in_worker(cell: Cell) -> Outcome:
 
 @cache
 def _end_with_parent() -> None:
-    """End this process when the one that started it does: joblib's own would finish its cell and wait for more."""
+    """End this process when the one that started it does; joblib's and Ray's would finish their cell first."""
     parent = os.getppid()
 
     def watch() -> None:
@@ -246,7 +263,7 @@ def _on_ray(workers: Workers, threads: int, cells: Iterator[Cell]) -> Generator[
     own = not ray.is_initialized()
     if own:
         _start_ray(workers, threads)
-    task = ray.remote(num_cpus=threads, num_gpus=workers.gpus, max_retries=_TRIES)(attempt)
+    task = ray.remote(num_cpus=threads, num_gpus=workers.gpus, max_retries=_TRIES)(_attempt_in_worker)
     pending: dict[Any, Cell] = {}
     try:
         while True:
@@ -282,6 +299,6 @@ def _start_ray(workers: Workers, threads: int) -> None:
             logging_level=logging.ERROR,
             log_to_driver=False,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # Ray raises anything, even Exception itself
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigError(f"cannot reach a Ray cluster at {workers.address or 'this machine'}: {reason}") from error

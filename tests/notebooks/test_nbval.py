@@ -43,11 +43,17 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def session(folder: Path, *arguments: str) -> tuple[int, str]:
+def session(folder: Path, *arguments: str, patience: str = "1") -> tuple[int, str]:
     """Run the notebooks; returns exit code and output."""
     options = ["--nbval-lax", "--nbval-current-env", "--nbval-cell-timeout=60", "--nbval-sanitize-with=sanitise.cfg"]
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--color=no", *options, *arguments]
-    noisy = {**os.environ, "MLFFN_MODE": "full", "MLFFN_FIGURES": str(folder), "OMP_NUM_THREADS": "7"}
+    noisy = {
+        **os.environ,
+        "MLFFN_PATIENCE": patience,
+        "MLFFN_MODE": "full",
+        "MLFFN_FIGURES": str(folder),
+        "OMP_NUM_THREADS": "7",
+    }
     done = subprocess.run(command, cwd=folder, env=noisy, capture_output=True, text=True, timeout=240)
     return done.returncode, done.stdout + done.stderr
 
@@ -74,3 +80,4 @@ def test_good_notebooks_pass_and_slow_or_idle_ones_alone_fail_the_session(folder
     assert code == 1
     assert "1 passed, 1 skipped" in said
     assert said.count("FAILED") == 2
+    assert session(folder, "04_slow.ipynb", patience="60")[0] == 0

@@ -160,11 +160,16 @@ def test_a_failure_is_one_line_and_nothing_is_written(
     assert capsys.readouterr().out.splitlines()[2].startswith(f"01_dot.ipynb: {told}")
 
 
-def test_too_slow_is_a_failure_but_the_notebook_is_written(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_slow_is_a_failure_but_the_notebook_is_written(
+    root: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = root / "notebooks" / "series.toml"
     path.write_text(path.read_text("utf-8").replace("minutes = 0.5", "minutes = 0.001"), "utf-8")
+    monkeypatch.setenv("MLFFN_PATIENCE", "1")
     assert run(["00"], root) == 1
     assert "00_start.ipynb: took" in capsys.readouterr().out
+    monkeypatch.setenv("MLFFN_PATIENCE", "10000")
+    assert run(["00"], root) == 0
     assert read_notebook(root / "notebooks" / "00_start.ipynb").cells[1].execution_count == 1
 
 

@@ -22,9 +22,17 @@ from mlffn_lite.studies.run import run
 from mlffn_lite.studies.store import Store
 
 PATIENCE = 120.0
+# One thread; and a Ray that neither reports its use nor leaves a token in the user's folder.
+ALONE = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
 FAST = ["data.size=32", "model.width=8", "model.tem_levels=4", "model.ptfem_levels=2", "train.batch=4", "train.steps=2"]
 # What is measured on the clock, or says where and when.
 VOLATILE = {"fit_seconds", "predict_ms", "peak_memory_mb", "gpu_memory_mb", "git_commit", "label"}
+
+
+@pytest.fixture(scope="session")
+def alone() -> dict[str, str]:
+    """The environment of processes that tests start."""
+    return {**os.environ, **ALONE}
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +102,7 @@ class Study:
 
     def __init__(self, words: Sequence[object], log: Path) -> None:
         command = [sys.executable, "-m", "mlffn_lite", "study", *map(str, words)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+        environment = {**os.environ, **ALONE}
         self.log = log
         with log.open("wb") as file:
             self.process = subprocess.Popen(

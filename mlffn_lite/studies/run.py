@@ -209,11 +209,15 @@ def _on_joblib(count: int, cells: Iterator[Cell]) -> Generator[Outcome, None, No
     pool = Parallel(n_jobs=count, backend="loky", batch_size=1, pre_dispatch=count, return_as="generator_unordered")
     outcomes = None
     try:
-        with _ctrl_c_held_back():
+        with _children_without_ctrl_c():
             outcomes = pool(delayed(_attempt_in_worker)(cell) for cell in cells)
         yield from outcomes
     except BrokenProcessPool as error:
         raise WorkerLost from error
+    except RuntimeError as error:
+        if isinstance(error.__context__, KeyboardInterrupt):  # it came while joblib started its processes
+            raise KeyboardInterrupt from error
+        raise
     finally:
         if outcomes is not None:
             with warnings.catch_warnings():
@@ -222,10 +226,10 @@ def _on_joblib(count: int, cells: Iterator[Cell]) -> Generator[Outcome, None, No
 
 
 @contextlib.contextmanager
-def _ctrl_c_held_back() -> Iterator[None]:
-    """Take Ctrl-C only afterwards; processes started meanwhile never take it.
+def _children_without_ctrl_c() -> Iterator[None]:
+    """Start processes that never take Ctrl-C.
 
-    A terminal sends it to them too, and only this process should answer; joblib then ends the others.
+    A terminal sends it to them too, but only this process should answer; joblib then ends the others.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

@@ -115,7 +115,15 @@ class Study:
         with contextlib.suppress(psutil.NoSuchProcess):
             for child in psutil.Process(self.process.pid).children(recursive=True):
                 self.seen[child.pid] = child
-        return [p for p in self.seen.values() if p.is_running() and _status(p) != psutil.STATUS_ZOMBIE]
+        return [
+            p
+            for p in self.seen.values()
+            if p.is_running() and _of(p, psutil.Process.status, psutil.STATUS_ZOMBIE) != psutil.STATUS_ZOMBIE
+        ]
+
+    def at_work(self) -> int:
+        """How many of them have begun a cell: they have a second thread, which watches the run."""
+        return sum(_of(p, psutil.Process.num_threads, 0) > 1 for p in self.family())
 
     def wait(self, condition: Callable[[], Any]) -> Any:
         """Wait until a condition holds, while the run goes on."""
@@ -148,11 +156,11 @@ class Study:
         self.process.wait(PATIENCE)
 
 
-def _status(process: psutil.Process) -> str:
+def _of(process: psutil.Process, ask: Callable[[psutil.Process], Any], gone: Any) -> Any:
     try:
-        return str(process.status())
+        return ask(process)
     except psutil.NoSuchProcess:
-        return psutil.STATUS_ZOMBIE
+        return gone
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def _repulsion(distance: Tensor) -> Tensor:
     """−ln(1 − e^{−A}) in two branches, each clamped to where it is exact, so that neither yields NaN gradients."""
     near = -(-torch.expm1(-distance.clamp(_FLOOR, 1))).log() + (1 - distance / _FLOOR).relu()
     far = -torch.log1p(-(-distance.clamp(min=math.log(2))).exp())
-    return torch.where(distance < math.log(2), near, far)
+    return torch.where(distance <= math.log(2), near, far)  # clamp passes no gradient where the two are equal
 
 
 def _random_partner(score: Tensor, mask: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -183,6 +183,14 @@ def test_repulsion_is_exact_in_float32(distance: float) -> None:
     assert gradient(a).item() == pytest.approx(-1 / math.expm1(distance), rel=1e-5, abs=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_branches_of_the_repulsion_have_the_gradient_where_they_meet(dtype: torch.dtype) -> None:
+    """−1/(eᴬ − 1), which is −1 at A = ln 2."""
+    distance = torch.full((1, 1, 1, 1), math.log(2), dtype=dtype, requires_grad=True)
+    feature_loss(distance, torch.ones(1, 1, 1, 1, dtype=torch.bool), balanced=False).backward()
+    assert float(gradient(distance)) == pytest.approx(-1, rel=1e-6)
+
+
 def test_features_at_the_floor_are_still_repelled() -> None:
     ones = torch.ones(1, 1, 1, 1, dtype=torch.bool)
     previous = math.inf

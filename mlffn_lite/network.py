@@ -58,7 +58,8 @@ class MLFFN(nn.Module):
     def __init__(self, config: ModelConfig, backbone: Backbone | None = None) -> None:
         super().__init__()
         self.backbone = backbone if backbone is not None else build_backbone(config.backbone, config.weights)
-        low1, low2, high = self.backbone.channels
+        channels = self.backbone.channels
+        low1, low2, high = channels
         width = config.width
         self.level = STRIDES.index(config.stride)
         self.fuse_low = FuseConv(low1 + low2, width)
@@ -81,10 +82,9 @@ class MLFFN(nn.Module):
         self.fuse = FuseConv(2 * width, width)
         self.embed = nn.Conv2d(width, width, 1)
         self.score = nn.Conv2d(width, 1, 1) if config.score == "learned" else None
-        self.weight = config.density
-        self.density = (
-            NormalDensity(low1 + low2 + high, config.density_rank, config.density_shrinkage) if config.density else None
-        )
+        self.weight, self.density_levels = config.density, config.density_levels
+        known = sum(channels[level - 1] for level in config.density_levels)
+        self.density = NormalDensity(known, config.density_rank, config.density_shrinkage) if config.density else None
         if self.density is not None:  # per part: median on good images, and distance from it to the 99.9th percentile
             self.register_buffer("scales", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
 
@@ -116,9 +116,9 @@ class MLFFN(nn.Module):
         return MLFFNOutput(features, distance, score)
 
     def stack(self, levels: list[Tensor]) -> Tensor:
-        """Return all levels side by side at the fused resolution, (B, ΣC, h, w): what the density is fitted to."""
+        """Return the density's levels side by side at the fused resolution, (B, ΣC, h, w)."""
         size = levels[self.level].shape[-2:]
-        return torch.cat([resize(x.float(), size) for x in levels], dim=1)
+        return torch.cat([resize(levels[level - 1].float(), size) for level in self.density_levels], dim=1)
 
     def standardise(self, score: Tensor, distance: Tensor) -> None:
         """Learn what scores and distances of good images look like, for :meth:`fuse_scores`."""

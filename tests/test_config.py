@@ -71,6 +71,8 @@ def test_integers_become_floats_where_floats_belong() -> None:
         ("train.optimizer=adam", "choose one of sgd, adamw"),
         ("model.scales=[]", "list of integers"),
         ("model.scales=[0]", "at least 1"),
+        ("model.density_levels=[2, 1]", "some of 1, 2 and 3, ascending"),
+        ("model.density_levels=[]", "list of integers"),
         ("model.stride=5", "choose 4, 8 or 16"),
         ("pseudo.ratio=1.5", "between 0 and 1"),
         ("pseudo.ratio=nan", "between 0 and 1"),

@@ -131,3 +131,17 @@ def test_resize_keeps_constants_and_averages_areas(source: tuple[int, int], targ
     torch.testing.assert_close(resize(x, target), torch.full((1, 2, *target), 3.0))
     x = torch.rand(1, 1, 8, 6)
     torch.testing.assert_close(resize(x, (4, 3))[0, 0, 1, 2], x[0, 0, 2:4, 4:6].mean())
+
+
+@pytest.mark.parametrize(("density_levels", "channels"), [((1,), [0]), ((1, 2), [0, 1]), ((2, 3), [1, 2])])
+def test_the_density_sees_its_levels_at_the_fused_resolution(
+    density_levels: tuple[int, ...], channels: list[int]
+) -> None:
+    network = small(density=1.0, density_levels=density_levels).eval()
+    with torch.no_grad():
+        levels = network.backbone(torch.rand(2, 3, 64, 48))
+        stacked = network.stack(levels)
+    expected = [resize(levels[i], levels[1].shape[-2:]) for i in channels]
+    assert torch.equal(stacked, torch.cat(expected, 1))
+    assert network.density is not None
+    assert network.density.mean.shape == stacked.shape[1:2]

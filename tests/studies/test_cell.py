@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -51,6 +52,13 @@ def test_what_else_is_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> N
     assert len({name.rpartition("-")[2] for name in names}) == 4
 
 
+def test_settings_added_later_leave_older_identities_alone() -> None:
+    older = copy.deepcopy(CELL.config)
+    assert older["model"].pop("density_levels") == [1, 2, 3]
+    assert dataclasses.replace(CELL, config=older).name == CELL.name
+    assert changed("model", "density_levels").name != CELL.name
+
+
 def test_what_is_no_part_of_the_identity() -> None:
     shuffled = {s: dict(reversed(values.items())) for s, values in reversed(CELL.config.items())}
     other = Cell("mlffn", "/elsewhere/bolts", "f00", shuffled, "other words", 64)
@@ -58,7 +66,8 @@ def test_what_is_no_part_of_the_identity() -> None:
 
 
 def test_the_name_reads_well_and_its_hash_is_sha256() -> None:
-    text = json.dumps([module.NUMERICS, "mlffn", "f00", CELL.config], sort_keys=True)
+    model = {k: v for k, v in CELL.config["model"].items() if k != "density_levels"}
+    text = json.dumps([module.NUMERICS, "mlffn", "f00", {**CELL.config, "model": model}], sort_keys=True)
     assert CELL.name == f"bolts-mlffn-seed0-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
     assert changed("train", "seed").name.startswith("bolts-mlffn-seed1-")
     assert digest_of("a", [1, {"b": 2, "a": None}]) == digest_of("a", [1, {"a": None, "b": 2}])

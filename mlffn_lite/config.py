@@ -415,7 +415,7 @@ PRESETS: dict[str, Config] = {
     "lite": Config().replace(
         data={"aspect": "keep"},
         pseudo={"confetti": 0.0, "cutpaste": 0.0, "blemish": 1.0},
-        model={"density": 2.0, "density_levels": (1, 2)},
+        model={"density": 2.0},
         train={
             "steps": 400,
             "batch": 16,

@@ -52,8 +52,7 @@ def study_config(preset: str, *, small: bool = False) -> Config:
     parts do; backbone, schedule and size are the preset's.
     """
     pseudo = {"confetti": 1.0, "cutpaste": 1.0, "scar": 0.0, "blemish": 0.0}
-    without = {"density": 0.0, "density_levels": Config().model.density_levels}
-    config = Config.preset(preset, model=without, pseudo=pseudo)
+    config = Config.preset(preset, model={"density": 0.0}, pseudo=pseudo)
     return config.replace(**SMALL) if small else config
 
 

@@ -21,6 +21,7 @@ ARMS: dict[str, list[str]] = {
     "pseudo-anomalies of the paper": ["pseudo.confetti=1", "pseudo.cutpaste=1", "pseudo.blemish=0"],
     "the paper's and blemishes, half each": ["pseudo.confetti=1", "pseudo.cutpaste=1", "pseudo.blemish=2"],
     "backbone's statistics follow the data": ["train.backbone=batch_stats"],
+    "density of levels 1 and 2 only": ["model.density_levels=[1,2]"],
 }
 PARTS = {"score": "lite, network's score alone", "density": "lite, density alone"}
 METRICS = list(comparison.PERCENT)

@@ -229,12 +229,11 @@ def run_one(entry: Entry, root: Path, *, fresh: bool = False) -> str | None:
         if fault := execute(nb, path.parent, Path(folder)):
             return f"{entry.file}: {fault}"
         normalise(nb)
-        replaced = [] if fresh else keep_ignored(nb, old)
+        kept = {} if fresh else keep_ignored(nb, old)
         drawn = {p.name: p.read_bytes() for p in sorted(Path(folder).glob("*.png"))}
     figures = root / "figures"
     for name, png in drawn.items():
-        if png not in replaced or not (figures / name).is_file():
-            write_atomic(figures / name, png)
+        write_atomic(figures / name, kept.get(png, png))
     for stale in set(figures.glob(f"{entry.number}_*.png")) - {figures / name for name in drawn}:
         stale.unlink()
     write_notebook(path, nb)
@@ -299,18 +298,27 @@ def _without_widget(output: NotebookNode) -> NotebookNode:
     return output
 
 
-def keep_ignored(nb: NotebookNode, old: NotebookNode) -> list[bytes]:
-    """Give cells whose outputs are not compared their old outputs, if their source is old; returns the new PNGs."""
+def keep_ignored(nb: NotebookNode, old: NotebookNode) -> dict[bytes, bytes]:
+    """Give cells whose outputs are not compared their old outputs, if their source is old.
+
+    Returns the old PNG of each new one that it takes the place of; a cell that draws another number of pictures than
+    before keeps its new outputs.
+    """
     known = {c.source: c for c in old.cells if c.cell_type == "code" and c.outputs and c.execution_count is not None}
-    replaced = []
+    kept: dict[bytes, bytes] = {}
     for cell in nb.cells:
-        if IGNORED in cell.metadata.get("tags", []) and cell.source in known:
-            replaced += [png for output in cell.outputs for png in pngs(output)]
-            cell.outputs = [_without_widget(output) for output in _merged(known[cell.source].outputs)]
-            for output in cell.outputs:
-                if "execution_count" in output:
-                    output.execution_count = cell.execution_count
-    return replaced
+        if IGNORED not in cell.metadata.get("tags", []) or cell.source not in known:
+            continue
+        outputs = [_without_widget(output) for output in _merged(known[cell.source].outputs)]
+        new_pngs, old_pngs = ([png for o in some for png in pngs(o)] for some in (cell.outputs, outputs))
+        if len(new_pngs) != len(old_pngs):
+            continue
+        kept |= dict(zip(new_pngs, old_pngs, strict=True))
+        cell.outputs = outputs
+        for output in cell.outputs:
+            if "execution_count" in output:
+                output.execution_count = cell.execution_count
+    return kept
 
 
 def pngs(output: Any) -> list[bytes]:

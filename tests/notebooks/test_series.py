@@ -124,11 +124,36 @@ def test_an_ignored_cell_is_renewed_when_its_source_changes(root: Path) -> None:
     nb.cells[1].source += "\n1"
     old = read_notebook(root / "notebooks" / "01_dot.ipynb")
     old.cells[1].update(execution_count=7, outputs=[nbformat.v4.new_output("stream", text="then")])
-    assert series.keep_ignored(nb, old) == []
+    assert series.keep_ignored(nb, old) == {}
     assert nb.cells[1].outputs == []
     nb.cells[1].source = old.cells[1].source
     series.keep_ignored(nb, old)
     assert nb.cells[1].outputs[0].text == "then"
+
+
+@pytest.mark.parametrize("there", [b"of another run", None], ids=["differs", "missing"])
+def test_a_figure_is_the_picture_of_the_notebook_also_where_its_cell_kept_its_output(
+    root: Path, there: bytes | None
+) -> None:
+    assert run(["01"], root) == 0
+    file = root / "figures" / "01_time.png"
+    shown = file.read_bytes()
+    file.unlink()
+    if there is not None:
+        file.write_bytes(there)
+    assert run(["01"], root) == 0
+    cell = read_notebook(root / "notebooks" / "01_dot.ipynb").cells[1]
+    assert [png for output in cell.outputs for png in series.pngs(output)] == [shown] == [file.read_bytes()]
+
+
+def test_a_cell_that_draws_another_number_of_pictures_is_renewed() -> None:
+    new = nbformat.v4
+    picture = new.new_output("display_data", data={"image/png": PNG})
+    tagged = {"source": "draw()", "execution_count": 1, "metadata": {"tags": [IGNORED]}}
+    nb = new.new_notebook(cells=[new.new_code_cell(**tagged, outputs=[picture, picture])])
+    old = new.new_notebook(cells=[new.new_code_cell(**tagged, outputs=[picture])])
+    assert series.keep_ignored(nb, old) == {}
+    assert len(nb.cells[0].outputs) == 2
 
 
 def test_widgets_and_torn_streams_are_normalised() -> None:

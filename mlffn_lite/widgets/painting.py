@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .pseudo import Blemish, Canvas, ConfettiNoise, CutPaste, CutPasteScar, PseudoAnomaly, _Paste
+from ..pseudo import Blemish, Canvas, ConfettiNoise, CutPaste, CutPasteScar, PseudoAnomaly, _Paste
 
 
 def paint(

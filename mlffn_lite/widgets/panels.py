@@ -15,12 +15,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from scipy import ndimage
 
-from .figures import _CMAP, overlay
+from ..figures import _CMAP, overlay
 
 TRUTH, FOUND = (0, 229, 255), (255, 255, 255)
 """Colours of the outlines of true or painted defects, and of what lies above the threshold."""
 
-_GAP, _HEAD, _BAR = 10, 20, 74  # pixels between panels, above them, and of a colour bar with its numbers
+_GAP, _HEAD, _BAR = 10, 20, 80  # pixels between panels, above them, and of a colour bar with its numbers
 
 
 def number(value: float) -> str:

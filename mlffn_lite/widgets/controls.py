@@ -12,10 +12,11 @@ from typing import Any
 import ipywidgets as w  # type: ignore[import-untyped]
 import traitlets
 
-from .datasets.folder import Split
+from ..datasets.folder import Split
 from .panels import Panel, compose
 
 _STYLE = {"description_width": "5.5em"}
+_CSS = "<style>.mlffn-range .widget-readout {min-width: 9em; max-width: none}</style>"  # else two numbers are cut off
 
 
 class ImagePicker(w.VBox):
@@ -50,8 +51,12 @@ class ImagePicker(w.VBox):
         self.image = dropdown("Image", [("", 0)], "The image: its defect and the name of its file")
         self.previous = button("Previous", "arrow-left", "Go to the image before", partial(self._step, -1))
         self.next = button("Next", "arrow-right", "Go to the next image", partial(self._step, 1))
-        shown = [self.category] * (len(splits) > 1) + [self.defect] * (not only_good)
-        super().__init__([row(*shown, self.image, self.previous, self.next)])
+        shown = [self.category] * (len(splits) > 1) + [self.defect] * (not only_good) + [self.image]
+        for control in shown:  # all in a line where the page is as wide as a picture
+            name = 5.5 if control is shown[0] else 4
+            control.style.description_width = f"{name}em"
+            control.layout.width = f"{name + (13 if control is self.image else 9.5)}em"
+        super().__init__([row(*shown, w.HBox([self.previous, self.next]))])
         self._list_defects()
         self.category.observe(self._list_defects, "value")
         self.defect.observe(self._list_images, "value")
@@ -118,7 +123,8 @@ class Explorer(w.VBox):
         self.table = w.HTML()
         self.boxes: dict[str, tuple[int, int, int, int]] = {}
         self._held = 0
-        super().__init__([*controls, self.label, self.picture, self.table])
+        style = w.HTML(_CSS, layout={"display": "none"})
+        super().__init__([style, *controls, self.label, self.picture, self.table])
         self.add_class(f"mlffn-{type(self).__name__}")
 
     @property
@@ -180,19 +186,19 @@ def row(*widgets: w.Widget) -> w.HBox:
 
 def button(text: str, icon: str, tooltip: str, act: Any) -> w.Button:
     """Return a button that calls ``act`` with itself."""
-    made = w.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": "7em"})
+    made = w.Button(description=text, icon=icon, tooltip=tooltip, layout={"width": "auto"})
     made.on_click(act)
     return made
 
 
 def dropdown(text: str, options: Sequence[Any], tooltip: str) -> w.Dropdown:
     """Return a choice of one of several options."""
-    return w.Dropdown(options=options, description=text, tooltip=tooltip, style=_STYLE, layout={"width": "17em"})
+    return w.Dropdown(options=options, description=text, tooltip=tooltip, style=_STYLE, layout={"width": "15.5em"})
 
 
 def seed() -> w.BoundedIntText:
     """Return a field for a seed."""
-    tooltip, layout = "Seed of all that is drawn at random", {"width": "17em"}
+    tooltip, layout = "Seed of all that is drawn at random", {"width": "15.5em"}
     return w.BoundedIntText(0, min=0, max=9999, description="Seed", tooltip=tooltip, style=_STYLE, layout=layout)
 
 
@@ -203,9 +209,15 @@ def slider(text: str, limits: tuple[float, float, float], value: Any, tooltip: s
     """
     whole = isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(v, int) for v in value))
     kinds = (w.IntSlider, w.IntRangeSlider) if whole else (w.FloatSlider, w.FloatRangeSlider)
-    options = dict(zip(("min", "max", "step"), limits, strict=True)) | ({} if whole else {"readout_format": ".3g"})
+    options: dict[str, Any] = dict(zip(("min", "max", "step"), limits, strict=True))
     options |= {"description": text, "tooltip": tooltip, "style": _STYLE, "layout": {"width": "21.5em"}}
-    return kinds[isinstance(value, tuple)](value=value, **options)
+    options |= {} if whole else {"readout_format": ".3g"}
+    if not isinstance(value, tuple):
+        return kinds[0](value=value, **options)
+    made = kinds[1](value=value, **options)
+    made.layout.width = "26em"
+    made.add_class("mlffn-range")
+    return made
 
 
 def move(control: w.Widget, low: float, high: float, step: float, value: Any) -> None:

@@ -1,0 +1,33 @@
+"""Explorers for notebooks: heatmaps, two runs side by side, and pseudo-anomalies by parameter or painted by hand.
+
+Each is a box of controls, a line of text (``label``), a picture and a table, without an ``Output`` widget: controls are
+set, and the outcome is read, by code as well as by hand, so an explorer works and is tested without a browser. A
+picture's text alternative, ``alt``, is its accessible name in the browser and the field Description of its PNG.
+
+>>> explorer = HeatmapExplorer(detector, folder.test)
+>>> explorer.picker.select("hole/003")
+>>> explorer.threshold.value = 2.0
+>>> explorer.label.value, explorer.anomalous, explorer.regions
+"""
+
+from __future__ import annotations
+
+from .controls import Explorer, ImagePicker
+from .heatmaps import HeatmapExplorer
+from .painter import PseudoPainter
+from .painting import paint
+from .panels import Region, find_regions
+from .parameters import PseudoExplorer
+from .runs import RunComparison
+
+__all__ = [
+    "Explorer",
+    "HeatmapExplorer",
+    "ImagePicker",
+    "PseudoExplorer",
+    "PseudoPainter",
+    "Region",
+    "RunComparison",
+    "find_regions",
+    "paint",
+]

@@ -1,0 +1,95 @@
+"""The explorer of a detector's answer: one pseudo-anomaly where, and as large as, one likes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..base import Detector
+from ..datasets.folder import Split
+from ..pseudo import KINDS
+from .controls import Explorer, ImagePicker, dropdown, row, seed, slider, table
+from .painting import paint
+from .panels import Panel, Scene, number
+from .views import as_bytes, fitted, word
+
+
+class PseudoPainter(Explorer):
+    """Paint a pseudo-anomaly (§2.1) on a good image and watch the score map of a detector answer.
+
+    Parameters
+    ----------
+    detector : Detector
+        Fitted.
+    split : Split
+        Its good images are offered.
+
+    Attributes
+    ----------
+    picker : ImagePicker
+    kind : Dropdown
+        A key of :data:`mlffn_lite.pseudo.KINDS`.
+    x, y, size, strength : FloatSlider
+        See :func:`paint`.
+    seed : BoundedIntText
+    painted, mask : Tensor
+        (3, H, W) in [0, 1], and the changed pixels, (H, W) bool.
+    before, after : Prediction
+        Of the good and of the painted image.
+    anomalous : bool
+        The verdict on the painted image.
+    """
+
+    def __init__(self, detector: Detector, split: Split) -> None:
+        self._detector, self._split, self._scale = detector, split, fitted(detector)
+        self.picker = ImagePicker({"": split}, only_good=True)
+        self.kind = dropdown("Kind", list(KINDS), "Kind of pseudo-anomaly")
+        self.x = slider("x", (0, 1, 0.02), 0.5, "Centre, from the left, in widths of the image")
+        self.y = slider("y", (0, 1, 0.02), 0.5, "Centre, from the top, in heights of the image")
+        self.size = slider("Size", (0.02, 0.6, 0.02), 0.2, "Side or length, in image sides")
+        self.strength = slider("Strength", (0, 1, 0.05), 1.0, "0: nothing changes; 1: the full pseudo-anomaly")
+        self.seed = seed()
+        rows = row(self.kind, self.size, self.strength), row(self.seed, self.x, self.y)
+        super().__init__(self.picker, *rows)
+        self.picker.observe(self._picked, "chosen")
+        self._watch(self.kind, self.x, self.y, self.size, self.strength, self.seed)
+        self._picked()
+
+    def _picked(self, _: Any = None) -> None:
+        self._good = self._split[self.picker.chosen[1]].image
+        self.before = self._detector.predict(self._good[None])
+        self._changed()
+
+    def redraw(self) -> None:
+        """Paint, score, and draw both images with both score maps."""
+        where = {name: getattr(self, name).value for name in ("x", "y", "size", "strength", "seed")}
+        self.painted, self.mask = paint(self._good, self.kind.value, **where)
+        self.after = self._detector.predict(self.painted[None])
+        low, high, threshold = self._scale.low, self._scale.high, self._scale.threshold
+        mask, rows, scenes = self.mask.numpy(), [], []
+        for name, image, found in (("before", self._good, self.before), ("after", as_bytes(self.painted), self.after)):
+            heat, score = found.maps[0].numpy(), float(found.scores[0])
+            peak = np.unravel_index(heat.argmax(), heat.shape)
+            inside = number(heat[mask].mean()) if mask.any() else "–"
+            place = f"({peak[1]}, {peak[0]}), {'inside' if mask[peak] else 'outside'}"
+            rows.append((name, number(score), word(score > threshold), inside, place))
+            scenes.append(Scene(image.numpy(), mask, heat, side=208))
+        self.anomalous = score > threshold
+        text = (
+            f"{self.kind.value} on {self.picker.name}, {mask.mean():.1%} of the pixels. Image score "
+            f"{number(float(self.before.scores[0]))} → {number(score)}, "
+            f"threshold {number(threshold)}: {word(self.anomalous)}."
+        )
+        columns = ("", "image score", "verdict", "mean score in the mask", "peak at (x, y), in the mask?")
+        self._publish(
+            text,
+            f"A good image, the same with a pseudo-anomaly painted on it, and the score maps of both: {text}",
+            [
+                Panel("good image", scenes[0].photo(outline=False)),
+                Panel("painted, mask", scenes[1].photo()),
+                Panel("score map before", scenes[0].colours(low, high)),
+                Panel("score map after", scenes[1].colours(low, high), (low, high, threshold)),
+            ],
+            table("Before and after painting", columns, rows),
+        )

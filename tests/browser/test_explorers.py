@@ -1,0 +1,174 @@
+"""The explorers in JupyterLab, by keyboard: all cells run, controls move, and label, picture and table follow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import pytest
+
+pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+from playwright.sync_api import expect
+
+if TYPE_CHECKING:
+    from jupyter_page import Notebook
+    from playwright.sync_api import Locator
+
+pytest_plugins = ["jupyter_page"]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+@pytest.fixture(scope="session")
+def running(run_notebook: Callable[[str], Notebook]) -> dict[str, Notebook]:
+    """All three at once: while one computes another loads."""
+    return {number: run_notebook(number) for number in ("02", "15", "00")}
+
+
+@pytest.fixture
+def start(running: dict[str, Notebook]) -> Notebook:
+    running["00"].finish()
+    return running["00"]
+
+
+@pytest.fixture
+def pseudo(running: dict[str, Notebook]) -> Notebook:
+    running["02"].finish()
+    return running["02"]
+
+
+@pytest.fixture
+def heatmaps(running: dict[str, Notebook]) -> Notebook:
+    running["15"].finish()
+    return running["15"]
+
+
+class Box:
+    """One explorer on the page."""
+
+    def __init__(self, notebook: Notebook, kind: str) -> None:
+        self.root = notebook.page.locator(f".jp-OutputArea-output .mlffn-{kind}").first
+        self.root.scroll_into_view_if_needed()
+        self.label = self.root.locator("> .widget-label").last
+        self.picture = self.root.locator("img.widget-image")
+        self.table = self.root.locator("> .widget-html").last
+        expect(self.picture).to_have_js_property("complete", True)
+
+    def handle(self, slider: str) -> Locator:
+        """The first handle of a slider."""
+        return self.root.locator(".widget-hslider").filter(has=self.named(slider)).locator(".noUi-handle").first
+
+    def named(self, text: str) -> Locator:
+        """The written name of a control."""
+        return self.root.page.locator(".widget-label", has_text=re.compile(f"^{text}$"))
+
+    def choice(self, text: str) -> Locator:
+        """The list of a drop-down."""
+        return self.root.locator(".widget-dropdown").filter(has=self.named(text)).locator("select")
+
+    def press(self, control: Locator, key: str, *, label: bool = True) -> None:
+        """Press a key on a control, and wait until the picture, and the label if that must change, are others."""
+        said, shown = self.label.inner_text(), self.picture.get_attribute("src")
+        control.focus()
+        control.press(key)
+        expect(self.picture).not_to_have_attribute("src", str(shown))
+        expect(self.picture).to_have_js_property("complete", True)
+        assert self.picture.evaluate("image => image.naturalWidth") > 300
+        if label:
+            expect(self.label).not_to_have_text(said)
+
+    def next(self) -> None:
+        """Go to the next image by keyboard."""
+        self.press(self.root.get_by_role("button", name="Next"), "Enter")
+
+
+def test_parameters(pseudo: Notebook) -> None:
+    box = Box(pseudo, "PseudoExplorer")
+    pseudo.shoot("02_parameters")
+    box.choice("Kind").select_option(label="confetti")
+    box.press(box.handle("rotation"), "ArrowLeft", label=False)
+    box.press(box.handle("side"), "End")
+    expect(box.table).to_contain_text("ConfettiNoise(count=")
+    box.choice("Kind").select_option(label="cutpaste")
+    expect(box.label).to_contain_text(re.compile("^cutpaste"))
+    expect(box.table).to_contain_text("CutPaste(area=")
+    expect(box.root.locator(".widget-label", has_text="jitter")).to_have_count(1)
+    box.press(box.root.locator("input[type=number]"), "ArrowUp")
+    pseudo.shoot("02_parameters_cutpaste")
+
+
+def test_heatmaps_by_keyboard(heatmaps: Notebook) -> None:
+    box = Box(heatmaps, "HeatmapExplorer")
+    heatmaps.shoot("15_heatmaps")
+    box.press(box.handle("Threshold"), "ArrowRight")
+    box.press(box.handle("Opacity"), "ArrowRight", label=False)
+    box.press(box.handle("Colours"), "ArrowRight", label=False)
+    box.press(box.handle("Threshold"), "Home")
+    expect(box.label).to_contain_text(re.compile("anomalous. Truth"))
+    expect(box.table).to_contain_text("region")
+    heatmaps.shoot("15_heatmaps_moved")
+    box.press(box.root.get_by_role("button", name="Reset"), "Space")
+
+
+def test_choose_an_image_by_keyboard(heatmaps: Notebook) -> None:
+    box = Box(heatmaps, "HeatmapExplorer")
+    box.press(box.choice("Defect"), "h")  # to "hole"
+    expect(box.label).to_contain_text("hole/000")
+    box.next()
+    expect(box.label).to_contain_text("hole/001")
+    box.choice("Image").select_option(label="hole/003")
+    expect(box.label).to_contain_text("hole/003")
+    box.choice("Category").select_option(label="flange")
+    expect(box.label).to_contain_text(re.compile("^flange "))
+
+
+def test_every_control_is_reached_by_tab(heatmaps: Notebook) -> None:
+    box = Box(heatmaps, "HeatmapExplorer")
+    box.choice("Category").focus()
+    reached = set()
+    for _ in range(20):
+        heatmaps.page.keyboard.press("Tab")
+        if not box.root.evaluate("element => element.contains(document.activeElement)"):
+            break
+        reached.add(box.root.evaluate("() => document.activeElement.closest('.jupyter-widgets').innerText").strip())
+    names = " ".join(reached)
+    for name in ("Defect", "Image", "Previous", "Next", "Threshold", "Colours", "Opacity", "True mask", "Reset"):
+        assert name in names
+
+
+def test_two_runs(heatmaps: Notebook) -> None:
+    box = Box(heatmaps, "RunComparison")
+    heatmaps.shoot("15_runs")
+    box.press(box.handle("Strictness"), "End", label=False)
+    box.next()
+    expect(box.table).to_contain_text("true mask found")
+
+
+def test_paint_by_keyboard(heatmaps: Notebook) -> None:
+    box = Box(heatmaps, "PseudoPainter")
+    heatmaps.shoot("15_painter")
+    for slider in ("x", "Size", "Strength"):
+        box.press(box.handle(slider), "ArrowLeft", label=False)
+    box.press(box.choice("Kind"), "s")  # to "scar"
+    expect(box.label).to_contain_text(re.compile("^scar on good/000"))
+    box.next()
+    heatmaps.shoot("15_painter_scar")
+
+
+def test_heatmaps_of_the_first_notebook(start: Notebook) -> None:
+    box = Box(start, "HeatmapExplorer")
+    start.shoot("00_heatmaps")
+    box.press(box.handle("Threshold"), "ArrowLeft")
+    box.next()
+
+
+def test_pictures_have_names_and_scripts_no_errors(running: dict[str, Notebook]) -> None:
+    for number, kinds in {
+        "00": ("HeatmapExplorer",),
+        "02": ("PseudoExplorer",),
+        "15": ("HeatmapExplorer", "RunComparison", "PseudoPainter"),
+    }.items():
+        for kind in kinds:
+            named = Box(running[number], kind).root.get_by_role("img", name=re.compile(r"\w+ \w+ \w+"))
+            expect(named).to_have_count(1)
+        assert running[number].faults == []

@@ -59,8 +59,15 @@ def cheapest(answer: Callable[[Tensor, Tensor, float, float, float], float]) -> 
     generator = torch.Generator().manual_seed(0)
     good = torch.randn(200, generator=generator).mul(20).round() / 20
     bad = (torch.randn(60, generator=generator) + 1.5).mul(20).round() / 20
-    for share, miss, alarm in ((0.01, 100.0, 1.0), (0.01, 10.0, 1.0), (0.2, 1.0, 1.0), (0.5, 1000.0, 1.0)):
-        costs = (good, bad, share, miss, alarm)
+    invisible = torch.cat([bad, good.min()[None] - 1])  # one defect scores below all that is good
+    for hidden, share, miss, alarm in (
+        (bad, 0.01, 100.0, 1.0),
+        (bad, 0.01, 10.0, 1.0),
+        (bad, 0.2, 1.0, 1.0),
+        (bad, 0.5, 1000.0, 1.0),
+        (invisible, 0.5, 1000.0, 1.0),
+    ):
+        costs = (good, hidden, share, miss, alarm)
         given, best = float(answer(*costs)), _cheapest(*costs)
         case = f"with {share:.0%} defective, a miss at {miss:g} and an alarm at {alarm:g}"
         least, mine = _cost(best, *costs), _cost(given, *costs)

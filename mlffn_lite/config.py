@@ -83,8 +83,8 @@ class ModelConfig:
     density : float
         Weight of the distance from the features of good images (:class:`~mlffn_lite.density.NormalDensity`) beside
         the network's own score, both standardised on good images; 0 (the paper) leaves it out.
-    density_levels : tuple of int
-        Levels of the backbone whose features it knows, among 1, 2 and 3, ascending.
+    density_strides : tuple of int
+        Strides at which it is fitted, among 4, 8 and 16, ascending; at each, to the levels that are no coarser.
     density_rank, density_shrinkage
         Its parameters.
     """
@@ -105,7 +105,7 @@ class ModelConfig:
     scaled_attention: bool = True
     rate: int = 4
     density: float = 0.0
-    density_levels: tuple[int, ...] = (1, 2, 3)
+    density_strides: tuple[int, ...] = (8, 16)
     density_rank: int = 64
     density_shrinkage: float = 0.2
 
@@ -375,9 +375,9 @@ def _check_ranges(config: Config) -> None:
         raise ConfigError(f"model.stride = {config.model.stride} is unknown; choose 4, 8 or 16")
     if any(s < 1 for s in config.model.scales):
         raise ConfigError(f"model.scales = {list(config.model.scales)} must all be at least 1")
-    if config.model.density_levels not in ((1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)):
-        levels = list(config.model.density_levels)
-        raise ConfigError(f"model.density_levels = {levels} must be some of 1, 2 and 3, ascending")
+    strides = config.model.density_strides
+    if not strides or strides != tuple(s for s in (4, 8, 16) if s in strides):
+        raise ConfigError(f"model.density_strides = {list(strides)} must be some of 4, 8 and 16, ascending")
     kinds = {k: v for k, v in dataclasses.asdict(config.pseudo).items() if k != "ratio"}
     if not any(kinds.values()):
         raise ConfigError(f"pseudo.{', '.join(kinds)} are all 0; give one a weight")

@@ -6,16 +6,17 @@ Not in the paper. The learned score knows the anomalies it was shown; this knows
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layers import area_pool
 
 EIGENVALUE_FLOOR = 0.01
-"""Added to the eigenvalues of the correlation matrix, as a share of their mean, so that noise is not blown up."""
+"""Added at least to the eigenvalues of the correlation matrix, as a share of their mean: noise is not blown up."""
 
 
 class NormalDensity(nn.Module):
@@ -81,17 +82,21 @@ class NormalDensity(nn.Module):
         batches : iterable of Tensor
             (B, C, h, w), of one size; every image once.
         """
-        moments, height, width = Moments(), 0, 0
+        moments = Moments()
         for features in batches:
-            x = features.float().permute(2, 3, 0, 1)  # (h, w, B, C)
-            height, width = x.shape[:2]
-            moments.add(x.flatten(0, 1))
+            moments.add_maps(features)
+        return self.fit_moments(moments)
+
+    @torch.no_grad()
+    def fit_moments(self, moments: Moments) -> NormalDensity:
+        """Fit to what has been gathered of the maps of good images; returns self."""
         if not moments.count:
             raise ValueError("there are no features to fit to")
+        height, width = moments.size
         self.mean = moments.mean.mean(0)
         away = moments.mean - self.mean
         covariance = (moments.scatter.sum(0) / moments.count + away.mT @ away) / len(away)
-        self.whitening = _whitening(covariance).contiguous()
+        self.whitening = _whitening(covariance, moments.count * len(away)).contiguous()
         scatter = self.whitening.mT @ moments.covariance() @ self.whitening
         values, vectors = _eigh(scatter)
         values = values.clamp(min=0)
@@ -140,12 +145,66 @@ class NormalDensity(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+class MultiscaleDensity(nn.Module):
+    """Distance at several strides, finest first: the mean over strides of d/√C, for C channels at that stride.
+
+    A stride's features are meant to be those of the levels that are no coarser, averaged over areas. Interpolated, a
+    coarse level would have nothing of its own to say between its points, and with its many channels outvote the others.
+
+    Parameters
+    ----------
+    channels : sequence of int
+        Channels per stride.
+    rank, shrinkage
+        Of each :class:`NormalDensity`.
+    """
+
+    def __init__(self, channels: Sequence[int], rank: int = 64, shrinkage: float = 0.2) -> None:
+        super().__init__()
+        self.channels = tuple(channels)
+        self.scales = nn.ModuleList(NormalDensity(c, rank, shrinkage) for c in channels)
+
+    @property
+    def fitted(self) -> bool:
+        """Whether :meth:`fit` has run, here or where the state was loaded from."""
+        return all(density.fitted for density in self.scales)
+
+    def fit(self, batches: Iterable[Sequence[Tensor]]) -> MultiscaleDensity:
+        """Fit to the features of good images, in one pass with fixed memory; returns self.
+
+        Parameters
+        ----------
+        batches : iterable of sequences of Tensor
+            Per batch and stride (B, C, h, w); every image once.
+        """
+        moments = [Moments() for _ in self.scales]
+        for features in batches:
+            for gathered, x in zip(moments, features, strict=True):
+                gathered.add_maps(x)
+        for density, gathered in zip(self.scales, moments, strict=True):
+            cast(NormalDensity, density).fit_moments(gathered)
+        return self
+
+    def forward(self, features: Sequence[Tensor], *, left_out: bool = False) -> Tensor:
+        """Return distances (B, 1, h, w) ≥ 0 at the finest stride; see :meth:`NormalDensity.forward`."""
+        found = [d(x, left_out=left_out) / c**0.5 for d, x, c in zip(self.scales, features, self.channels, strict=True)]
+        size = found[0].shape[-2:]
+        coarse = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in found[1:]]
+        return torch.stack([found[0], *coarse]).mean(0)
+
+
 class Moments:
     """Mean and covariance at every position, gathered batch by batch without cancellation (Chan et al., 1979)."""
 
     def __init__(self) -> None:
-        self.count = 0
+        self.count, self.size = 0, (0, 0)
         self.mean = self.scatter = torch.zeros(())
+
+    def add_maps(self, features: Tensor) -> None:
+        """Take in maps (B, C, h, w) of B more images; ``size`` is then (h, w)."""
+        x = features.float().permute(2, 3, 0, 1)  # (h, w, B, C)
+        self.size = (x.shape[0], x.shape[1])
+        self.add(x.flatten(0, 1))
 
     def add(self, x: Tensor) -> None:
         """Take in features (P, B, D) of B more images."""
@@ -163,12 +222,16 @@ class Moments:
         return self.scatter / max(self.count - 1, 1)
 
 
-def _whitening(covariance: Tensor) -> Tensor:
-    """Return W (C, C) with Wᵀ·covariance·W ≈ 1: channels to unit variance, then along the principal axes."""
+def _whitening(covariance: Tensor, samples: int) -> Tensor:
+    """Return W (C, C) with Wᵀ·covariance·W ≈ 1: channels to unit variance, then along the principal axes.
+
+    The fewer samples per channel, the more the smallest eigenvalues are too small; C/samples is added to all of them.
+    """
     scale = covariance.diagonal().clamp(min=1e-12).rsqrt()
     values, axes = _eigh(scale[:, None] * covariance * scale)
     values = values.clamp(min=0)
-    return scale[:, None] * axes * (values + EIGENVALUE_FLOOR * values.mean().clamp(min=1e-12)).rsqrt()
+    floor = EIGENVALUE_FLOOR + len(covariance) / samples
+    return scale[:, None] * axes * (values + floor * values.mean().clamp(min=1e-12)).rsqrt()
 
 
 def _eigh(x: Tensor) -> tuple[Tensor, Tensor]:

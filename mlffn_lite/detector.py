@@ -124,13 +124,13 @@ class AnomalyDetector(Detector):
         score = network.head(levels).score
         if network.density is None or not network.density.fitted:
             return score, None
-        return score, network.density(network.stack(levels), left_out=left_out)
+        return score, network.density(network.stacks(levels), left_out=left_out)
 
     @torch.inference_mode()
     def _fit_density(self, split: Split) -> None:
         network = self.network.to(self.device).to(memory_format=torch.channels_last).eval()
         assert network.density is not None
-        features = (self._run(images, lambda x: network.stack(network.backbone(x))) for images in batches(split))
+        features = (self._run(images, lambda x: network.stacks(network.backbone(x))) for images in batches(split))
         network.density.fit(features)
 
     @torch.inference_mode()

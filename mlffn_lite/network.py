@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .backbones import STRIDES, Backbone, build_backbone
 from .calibration import SelfCalibratedConv
 from .config import ModelConfig
-from .density import NormalDensity
+from .density import MultiscaleDensity
 from .layers import FuseConv, area_pool, normal_range
 from .losses import hypersphere_distance
 from .texture import StatisticalTexture
@@ -82,9 +82,10 @@ class MLFFN(nn.Module):
         self.fuse = FuseConv(2 * width, width)
         self.embed = nn.Conv2d(width, width, 1)
         self.score = nn.Conv2d(width, 1, 1) if config.score == "learned" else None
-        self.weight, self.density_levels = config.density, config.density_levels
-        known = sum(channels[level - 1] for level in config.density_levels)
-        self.density = NormalDensity(known, config.density_rank, config.density_shrinkage) if config.density else None
+        self.weight, self.known = config.density, [STRIDES.index(stride) for stride in config.density_strides]
+        known = [sum(channels[: level + 1]) for level in self.known]
+        rank, shrinkage = config.density_rank, config.density_shrinkage
+        self.density = MultiscaleDensity(known, rank, shrinkage) if config.density else None
         if self.density is not None:  # per part: median on good images, and distance from it to the 99.9th percentile
             self.register_buffer("scales", torch.tensor([[0.0, 1.0], [0.0, 1.0]]))
 
@@ -115,10 +116,12 @@ class MLFFN(nn.Module):
             score = distance if self.score is None else self.score(features)
         return MLFFNOutput(features, distance, score)
 
-    def stack(self, levels: list[Tensor]) -> Tensor:
-        """Return the density's levels side by side at the fused resolution, (B, ΣC, h, w)."""
-        size = levels[self.level].shape[-2:]
-        return torch.cat([resize(levels[level - 1].float(), size) for level in self.density_levels], dim=1)
+    def stacks(self, levels: list[Tensor]) -> list[Tensor]:
+        """Return the density's features, (B, ΣC, h, w) per stride: the levels that are no coarser, side by side."""
+        return [
+            torch.cat([resize(x.float(), levels[known].shape[-2:]) for x in levels[: known + 1]], dim=1)
+            for known in self.known
+        ]
 
     def standardise(self, score: Tensor, distance: Tensor) -> None:
         """Learn what scores and distances of good images look like, for :meth:`fuse_scores`."""

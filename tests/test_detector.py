@@ -49,7 +49,7 @@ def test_prediction_is_equation_9_and_the_density(folder: AnomalyFolder, density
         score = network.head(levels).score
         assert torch.equal(score, network(images.float() / 255).score)
         if network.density is not None:
-            distance = network.density(network.stack(levels))
+            distance = network.density(network.stacks(levels))
             (low, width), (near, range_) = network.scales.tolist()
             score = ((score - low) / width + density * (distance - near) / range_) / (1 + density)
     expected = torch.nn.functional.interpolate(score, size=(64, 64), mode="bilinear")[:, 0]

@@ -133,15 +133,16 @@ def test_resize_keeps_constants_and_averages_areas(source: tuple[int, int], targ
     torch.testing.assert_close(resize(x, (4, 3))[0, 0, 1, 2], x[0, 0, 2:4, 4:6].mean())
 
 
-@pytest.mark.parametrize(("density_levels", "channels"), [((1,), [0]), ((1, 2), [0, 1]), ((2, 3), [1, 2])])
-def test_the_density_sees_its_levels_at_the_fused_resolution(
-    density_levels: tuple[int, ...], channels: list[int]
-) -> None:
-    network = small(density=1.0, density_levels=density_levels).eval()
+@pytest.mark.parametrize("strides", [(4,), (8,), (16,), (4, 16), (8, 16), (4, 8, 16)])
+def test_the_density_sees_at_each_stride_the_levels_that_are_no_coarser(strides: tuple[int, ...]) -> None:
+    network = small(density=1.0, density_strides=strides).eval()
     with torch.no_grad():
         levels = network.backbone(torch.rand(2, 3, 64, 48))
-        stacked = network.stack(levels)
-    expected = [resize(levels[i], levels[1].shape[-2:]) for i in channels]
-    assert torch.equal(stacked, torch.cat(expected, 1))
+        stacks = network.stacks(levels)
     assert network.density is not None
-    assert network.density.mean.shape == stacked.shape[1:2]
+    assert network.density.channels == tuple(x.shape[1] for x in stacks)
+    for stride, stack in zip(strides, stacks, strict=True):
+        seen = [level for level, its in zip(levels, (4, 8, 16), strict=True) if its <= stride]
+        size = (64 // stride, 48 // stride)
+        averaged = [torch.nn.functional.adaptive_avg_pool2d(x.float(), size) for x in seen]
+        torch.testing.assert_close(stack, torch.cat(averaged, 1))

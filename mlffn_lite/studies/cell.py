@@ -28,9 +28,6 @@ from ..peers import load_method
 NUMERICS = "0.1.0"
 """Raised whenever the library gives other numbers than before: cells of two values never stand in one table."""
 
-_SINCE = [("model", "density_levels", [1, 2, 3])]
-"""Settings that were added later, each with the value at which all is as it was: identities leave these out."""
-
 METRICS = ("image_auroc", "pixel_auroc", "pro")
 _KEPT_MAPS, _MAP_STRIDE, _KEPT_ROWS = 6, 8, 20
 
@@ -68,8 +65,10 @@ class Cell:
 
         Device and threads are not part of it: they change the rounding only, and stand in the file.
         """
-        config = {k: {n: v for n, v in s.items() if (k, n, v) not in _SINCE} for k, s in self.config.items()}
+        config = {section: dict(values) for section, values in self.config.items()}
         config["train"]["device"] = "auto"
+        if self.method != AnomalyDetector.method or not config["model"]["density"]:
+            config["model"].pop("density_strides", None)  # it came later; without a density all is as it was
         digest = digest_of(NUMERICS, self.method, self.fingerprint, config)
         return f"{Path(self.data).name}-{self.method}-seed{self.seed}-{digest}.json"
 

@@ -107,7 +107,7 @@ def main() -> None:
     network = trainer.module.eval()
     if network.density is not None:
         with torch.no_grad():
-            network.density.fit([network.stack(network.backbone(data.images.to(trainer.device).float() / 255))])
+            network.density.fit([network.stacks(network.backbone(data.images.to(trainer.device).float() / 255))])
     show("prediction", lambda: detector.predict(data.images[:batch]))
     if trainer.device.type == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated(trainer.device) / 2**20:.0f} MiB")

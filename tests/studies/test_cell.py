@@ -52,11 +52,20 @@ def test_what_else_is_part_of_the_identity(monkeypatch: pytest.MonkeyPatch) -> N
     assert len({name.rpartition("-")[2] for name in names}) == 4
 
 
-def test_settings_added_later_leave_older_identities_alone() -> None:
-    older = copy.deepcopy(CELL.config)
-    assert older["model"].pop("density_levels") == [1, 2, 3]
-    assert dataclasses.replace(CELL, config=older).name == CELL.name
-    assert changed("model", "density_levels").name != CELL.name
+@pytest.mark.parametrize(
+    ("method", "density", "part"), [("mlffn", 1.0, True), ("mlffn", 0.0, False), ("padim", 1.0, False)]
+)
+def test_the_densitys_strides_are_part_of_the_identity_where_there_is_a_density(
+    method: str, density: float, part: bool
+) -> None:
+    config = copy.deepcopy(CELL.config)
+    config["model"]["density"] = density
+    names = {dataclasses.replace(CELL, method=method, config=config).name}
+    del config["model"]["density_strides"]
+    names.add(dataclasses.replace(CELL, method=method, config=copy.deepcopy(config)).name)
+    config["model"]["density_strides"] = [16]
+    names.add(dataclasses.replace(CELL, method=method, config=config).name)
+    assert len(names) == (3 if part else 1)
 
 
 def test_what_is_no_part_of_the_identity() -> None:
@@ -66,8 +75,7 @@ def test_what_is_no_part_of_the_identity() -> None:
 
 
 def test_the_name_reads_well_and_its_hash_is_sha256() -> None:
-    model = {k: v for k, v in CELL.config["model"].items() if k != "density_levels"}
-    text = json.dumps([module.NUMERICS, "mlffn", "f00", {**CELL.config, "model": model}], sort_keys=True)
+    text = json.dumps([module.NUMERICS, "mlffn", "f00", CELL.config], sort_keys=True)
     assert CELL.name == f"bolts-mlffn-seed0-{hashlib.sha256(text.encode()).hexdigest()[:10]}.json"
     assert changed("train", "seed").name.startswith("bolts-mlffn-seed1-")
     assert digest_of("a", [1, {"b": 2, "a": None}]) == digest_of("a", [1, {"a": None, "b": 2}])

@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
+
 from mlffn_lite import comparison
 from mlffn_lite.runs import write_atomic
 from mlffn_lite.studies.report import write_reports
@@ -18,12 +20,26 @@ from mlffn_lite.studies.report import write_reports
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 STUDIES = ("miniparts", "real")
+COSTS = ["fit_seconds", "predict_ms", "peak_memory_mb"]
 README = ROOT / "README.md"
+SETS = {
+    "toothbrush": "MVTec AD toothbrush",
+    "kolektor_sdd": "KolektorSDD",
+    "magnetic_tile": "Magnetic tiles",
+    **{name: f"MiniParts {name}" for name in ("weave", "flange", "pills")},
+}
+NAMES = {
+    "mlffn": "**this network**",
+    "patchcore": "PatchCore",
+    "patchcore_fine": "PatchCore, no averaging",
+    "padim": "PaDiM",
+}
 
 
 def main() -> None:
     """Refresh all."""
     comparison.write_tables(HERE / "peers")
+    write_atomic(HERE / "peers/summary.md", summary(comparison.read_cells(HERE / "peers")))
     ablation = [sys.executable, ROOT / "tests/benchmarks/ablation.py", "--table"]
     subprocess.run([*ablation, "--base", HERE / "peers", "--out", HERE / "ablation"], check=True, capture_output=True)
     for name in STUDIES:
@@ -33,6 +49,24 @@ def main() -> None:
             for figure in {*report.glob("*.png")} - {*panels}:
                 shutil.copyfile(figure, ROOT / "figures" / f"{name}_{figure.name}")
     write_atomic(README, with_tables(README.read_text("utf-8")))
+
+
+def summary(cells: pd.DataFrame) -> str:
+    """Return the comparison as the README has it; costs are of cells that had the machine to themselves."""
+    head = ["set, pixels", "method", *comparison.PERCENT.values(), "fit", "predict, ms/image", "peak memory, GB"]
+    rows = []
+    for place, its in SETS.items():
+        for method, name in NAMES.items():
+            found = cells[(cells["set"] == place) & (cells["method"] == method)]
+            alone = found[found["threads"] == 2]
+            title = f"{its}, {found['shape'].iloc[0].replace('x', '×')}" if method == "mlffn" else ""
+            metrics = [comparison.spread(*(100 * found[k]).agg(["mean", "std"]), 1) for k in comparison.PERCENT]
+            costs = [
+                f"{v:{form}}" for v, form in zip(alone[COSTS].mean() / [1, 1, 1024], (".0f", ".1f", ".1f"), strict=True)
+            ]
+            rows.append([title, name, *metrics, *(costs if len(alone) else [""] * 3)])
+    seeds = ", ".join(map(str, sorted(cells["seed"].unique())))
+    return f"{comparison.markdown_table(head, rows, text=2)}\n\nSeeds {seeds}: mean ± sample standard deviation.\n"
 
 
 def with_tables(text: str) -> str:

@@ -21,7 +21,8 @@ ARMS: dict[str, list[str]] = {
     "pseudo-anomalies of the paper": ["pseudo.confetti=1", "pseudo.cutpaste=1", "pseudo.blemish=0"],
     "the paper's and blemishes, half each": ["pseudo.confetti=1", "pseudo.cutpaste=1", "pseudo.blemish=2"],
     "backbone's statistics follow the data": ["train.backbone=batch_stats"],
-    "density of levels 1 and 2 only": ["model.density_levels=[1,2]"],
+    "density at stride 8 only": ["model.density_strides=[8]"],
+    "density at stride 16 only": ["model.density_strides=[16]"],
 }
 PARTS = {"score": "lite, network's score alone", "density": "lite, density alone"}
 METRICS = list(comparison.PERCENT)
@@ -41,16 +42,23 @@ def rows(folder: Path, base: Path) -> pd.DataFrame:
 def table(folder: Path, base: Path) -> str:
     """Return the arms' metrics in percent, image AUROC / pixel AUROC / PRO, mean ± sample standard deviation."""
     cells = rows(folder, base)
-    sets = sorted(cells[cells["arm"].isin(ARMS)]["set"].unique())
+    known = ["lite", *PARTS.values(), *ARMS]
+    earlier = sorted(set(cells["arm"]) - set(known))  # what was measured before the preset changed
+    sets = sorted(cells[cells["arm"].isin([*ARMS, *earlier])]["set"].unique())
     lines = []
-    for arm in ("lite", *PARTS.values(), *ARMS):
+    for arm in (*known, *earlier):
         if (cells["arm"] == arm).any():
             chosen = [100 * cells[(cells["arm"] == arm) & (cells["set"] == name)][METRICS] for name in sets]
-            entries = [" / ".join(comparison.spread(c[k].mean(), c[k].std(ddof=1), 1) for k in METRICS) for c in chosen]
-            lines.append([arm, *entries])
+            lines.append([arm, *map(_entry, chosen)])
     seeds = ", ".join(map(str, sorted(cells["seed"].unique())))
     text = comparison.markdown_table(["", *sets], lines, text=1 + len(sets))
     return f"{text}\n\nSeeds {seeds}; image AUROC / pixel AUROC / PRO.\n"
+
+
+def _entry(cells: pd.DataFrame) -> str:
+    """Return the metrics of one arm on one set, a dash where it was not run."""
+    spreads = [comparison.spread(cells[k].mean(), cells[k].std(ddof=1), 1) for k in METRICS]
+    return "–" if cells.empty else " / ".join(spreads)
 
 
 def main() -> int:

@@ -31,11 +31,12 @@ def refresh() -> ModuleType:
     return module
 
 
-def test_the_comparison_follows_from_its_cells(tmp_path: Path) -> None:
+def test_the_comparison_follows_from_its_cells(tmp_path: Path, refresh: ModuleType) -> None:
     shutil.copytree(RESULTS / "peers" / "cells", tmp_path / "cells")
     comparison.write_tables(tmp_path)
     for name in (comparison.MARKDOWN, comparison.CSV):
         assert (tmp_path / name).read_bytes() == (RESULTS / "peers" / name).read_bytes()
+    assert refresh.summary(comparison.read_cells(tmp_path)) == (RESULTS / "peers" / "summary.md").read_text("utf-8")
 
 
 def test_the_ablation_of_the_preset_follows_from_its_cells(tmp_path: Path) -> None:

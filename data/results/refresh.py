@@ -54,17 +54,17 @@ def main() -> None:
 def summary(cells: pd.DataFrame) -> str:
     """Return the comparison as the README has it; costs are of cells that had the machine to themselves."""
     head = ["set, pixels", "method", *comparison.PERCENT.values(), "fit", "predict, ms/image", "peak memory, GB"]
+    every, alone = (comparison.summarise(c).set_index(["set", "method"]) for c in (cells, cells[cells["threads"] == 2]))
     rows = []
     for place, its in SETS.items():
         for method, name in NAMES.items():
-            found = cells[(cells["set"] == place) & (cells["method"] == method)]
-            alone = found[found["threads"] == 2]
-            title = f"{its}, {found['shape'].iloc[0].replace('x', '×')}" if method == "mlffn" else ""
-            metrics = [comparison.spread(*(100 * found[k]).agg(["mean", "std"]), 1) for k in comparison.PERCENT]
-            costs = [
-                f"{v:{form}}" for v, form in zip(alone[COSTS].mean() / [1, 1, 1024], (".0f", ".1f", ".1f"), strict=True)
-            ]
-            rows.append([title, name, *metrics, *(costs if len(alone) else [""] * 3)])
+            found, costs = every.loc[(place, method)], ["", "", ""]
+            if (place, method) in alone.index:
+                seconds, milliseconds, megabytes = alone.loc[(place, method), COSTS]
+                costs = [f"{seconds:.0f}", f"{milliseconds:.1f}", f"{megabytes / 1024:.1f}"]
+            title = f"{its}, {found['shape'].replace('x', '×')}" if method == "mlffn" else ""
+            metrics = [comparison.spread(found[k], found[f"{k}_std"], 1) for k in comparison.PERCENT]
+            rows.append([title, name, *metrics, *costs])
     seeds = ", ".join(map(str, sorted(cells["seed"].unique())))
     return f"{comparison.markdown_table(head, rows, text=2)}\n\nSeeds {seeds}: mean ± sample standard deviation.\n"
 

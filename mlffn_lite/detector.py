@@ -1,155 +1,438 @@
-"""The detector: the paper's network, fitted to good images."""
+"""What every method can do: fit, score, evaluate, save, load; :class:`AnomalyDetector` is the door to all of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from functools import partial
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 
+import pandas as pd
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from .base import Calibration, Detector, Prediction, batches, measure, upsample
+from . import metrics, registry
 from .config import Config
-from .datasets.folder import AnomalyFolder, Split
-from .network import MLFFN
-from .training import Trainer, load_model
+from .datasets.folder import Split
+from .datasets.sources import Parts, iterate_batches, open_source
+from .devices import autocast_dtype, resolve_device
+from .errors import CheckpointError, ConfigError, DataError, TrainingError
+from .layers import normal_range
+from .runs import (
+    CHECKPOINT,
+    CONFIG,
+    HISTORY,
+    METRICS,
+    environment,
+    load_tensors,
+    read_history,
+    save_tensors,
+    write_atomic,
+    write_json,
+)
 
-__all__ = ["AnomalyDetector", "Calibration", "Prediction"]
+T = TypeVar("T")
+PREDICT_BATCH = 16
+CALIBRATION_IMAGES = 256
+"""Good training images, at most, that colours and threshold are taken from, evenly spread over the set."""
 
 
-class AnomalyDetector(Detector):
-    """A network with its configuration, fitted to one category of parts.
+class Prediction(NamedTuple):
+    """Scores of a batch, on the CPU.
+
+    Attributes
+    ----------
+    maps : Tensor
+        Score of every input pixel, (B, H, W), float32; higher is more anomalous, the unit is the network's own.
+    scores : Tensor
+        Score of every image, (B,): the maximum of its map (§2.6).
+    """
+
+    maps: Tensor
+    scores: Tensor
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What scores of the good training images look like, to colour heatmaps and to call an image anomalous.
+
+    Attributes
+    ----------
+    low, high : float
+        Colour scale: the median pixel score, and a score well above nearly all good pixels, so that good images look
+        cold on every heatmap.
+    threshold : float
+        Image score above which an image is called anomalous.
+    """
+
+    low: float
+    high: float
+    threshold: float
+
+    @classmethod
+    def from_good(cls, prediction: Prediction, *, margin: float = 0.0) -> Calibration:
+        """Derive the scale from the scores of good images.
+
+        ``high`` lies twice as far above the median as the 99.9th percentile of the pixels, or by ``margin`` if that is
+        more: where the score was trained to rise by λ on anomalies, λ is the scale on which differences show.
+        ``threshold`` is the 99th percentile of the image scores.  Training images score lower than new ones do, so
+        expect more than 1 % of new good images above it.
+        """
+        if not torch.isfinite(prediction.maps).all():
+            raise TrainingError(
+                "the trained network gives scores that are not finite; lower train.lr or set train.clip"
+            )
+        low, top = map(float, normal_range(prediction.maps))
+        threshold = float(prediction.scores.quantile(0.99))
+        return cls(low, low + max(2 * (top - low), margin, 1e-6), threshold)
+
+
+class AnomalyDetector(ABC):
+    """A method of anomaly detection for one category of parts: fitted to good images, it scores any image.
+
+    ``AnomalyDetector(config)`` gives the class of the method that the configuration names, as ``pathlib.Path`` gives
+    that of the system. A method of one's own is a subclass that says how it is fitted (:meth:`_fit`), how it scores a
+    batch (:meth:`_score`), and which tensors are its memory (:meth:`_tensors`, :meth:`_restore`); all else is shared,
+    so that methods are compared like for like.
 
     Parameters
     ----------
     config : Config
-        For example ``Config.preset("lite")``; its seed determines the initial weights.
+        For example ``Config.preset("parts")``. Its ``method`` becomes that of the class, where that is called itself.
+    **options
+        What the method's class takes besides, such as ``network`` of :class:`~mlffn_lite.mlffn.MLFFNDetector`.
 
     Attributes
     ----------
-    network : MLFFN
-        ψ and η.
+    method : str
+        Name of the method in files, tables and on the command line.
+    shape : (int, int)
+        Height and width that every image is brought to: those of the images it was fitted to.
+    calibration : Calibration or None
+        Present once fitted.
     history : DataFrame
-        Loss terms and rate per logged step, once fitted.
+        What was logged in training; empty where nothing is trained.
+    step : int
+        Optimiser steps done; 0 where nothing is trained.
+    seconds : float
+        Time that fitting took.
 
     Examples
     --------
-    >>> detector = AnomalyDetector(Config.preset("lite")).fit(AnomalyFolder("data/miniparts/weave"))
-    >>> maps, scores = detector.predict(images)
+    >>> detector = AnomalyDetector(Config.preset("parts")).fit("data/miniparts/weave")
+    >>> maps, scores = detector.predict("new_images")
     """
 
-    method = "mlffn"
+    trains: ClassVar[bool] = False
+    """Whether fitting takes optimiser steps, which can be interrupted and resumed."""
+
+    def __new__(cls, config: Config, **options: Any) -> Self:
+        """Choose the class: that of ``config.method`` where none is named."""
+        if cls is not AnomalyDetector:
+            return super().__new__(cls)
+        found = registry.find("methods", config.method)
+        if not (isinstance(found, type) and issubclass(found, AnomalyDetector)):
+            raise ConfigError(f"method {config.method!r} is no subclass of mlffn_lite.AnomalyDetector")
+        return super().__new__(found)  # type: ignore[return-value]
 
     def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.network = self._build()
+        own = registry.name_of("methods", type(self))
+        self.config = config if config.method == own else config.replace(method=own)
+        self.device = resolve_device(config.train.device)
+        self.shape = (config.data.size, config.data.size)
+        self.calibration: Calibration | None = None
+        self.history = pd.DataFrame()
+        self.step, self.seconds = 0, 0.0
+        self.rank = 0  # among the processes that train together; the first writes
+        self._data = ""
 
-    def fit(
-        self,
-        folder: AnomalyFolder | str | Path,
-        *,
-        out: str | Path | None = None,
-        progress: bool = True,
-        resume: bool = False,
-        fabric: Any = None,
-    ) -> AnomalyDetector:
-        """Train, from the beginning, on the good training images of a folder and calibrate on them; returns self.
+    @property
+    def method(self) -> str:
+        """Name of the method in files, tables and on the command line."""
+        return self.config.method
+
+    def fit(self, source: Any, *, out: str | Path | None = None, progress: bool = True, resume: bool = False) -> Self:
+        """Fit, from the beginning, to good images, calibrate on them; returns self.
 
         Parameters
         ----------
-        folder : AnomalyFolder or path
-            Only its training split is read.
+        source : path, images or data set
+            A folder, or anything that :func:`~mlffn_lite.datasets.sources.open_source` takes; its training images.
         out : path, optional
-            Run folder for checkpoints; without it nothing is written.
+            Run folder; without it nothing is written.
         progress : bool
             Show a progress bar.
         resume : bool
-            Go on from the checkpoint in ``out``.
-        fabric : lightning.fabric.Fabric, optional
-            See :class:`~mlffn_lite.training.Trainer`.
+            Go on with the run in ``out``; one that is finished is read.
+
+        Raises
+        ------
+        DataError
+            If the source has no good image, or was opened with another size or aspect than the configuration's.
+        CheckpointError
+            If ``out`` holds a run, without ``resume``; or one that is damaged or of another configuration or data.
         """
-        parts = self._open(folder)
-        split, self.shape = parts.train, parts.shape
+        parts = self._open(source)
+        self.shape = parts.shape
         run = Path(out) if out is not None else None
-        if self.step:
-            self.network = self._build()
-        data = parts.fingerprint(test=False) if run is not None else ""
-        trainer = Trainer(self.network, self.config, folder=run, data=data, fabric=fabric)
-        self.device = trainer.device
-        self.history = trainer.fit(split, resume=resume, progress=progress)
-        self.step, self.seconds = trainer.step, trainer.seconds
+        if run is not None:
+            self._data = parts.fingerprint(test=False)
+            if (run / CHECKPOINT).exists() and not resume:
+                raise CheckpointError(f"{run} holds a run already; resume it or train into another folder")
+            if (run / CHECKPOINT).exists() and self._take_over(run):
+                return self
+        seconds = self._fit(parts.train, run=run, progress=progress, resume=resume)
         started = time.perf_counter()
-        if self.network.density is None:
-            self._calibrate(split, margin=self.config.loss.lam if self.config.loss.score else 0.0)
-        else:
-            self._fit_density(split)
-            self.calibration = self._calibrate_fused(self._sample(split))
-        self.seconds += time.perf_counter() - started
-        if run is not None and trainer.rank == 0:
-            self._data = data
+        self._calibrate(self._sample(parts.train))
+        self.seconds = seconds + time.perf_counter() - started
+        if run is not None and self.rank == 0:
             self.save(run)
         return self
 
+    @abstractmethod
+    def _fit(self, train: Split, *, run: Path | None, progress: bool, resume: bool) -> float:
+        """Fit to a split of good images; returns the seconds it took, earlier parts of a resumed run included."""
+
+    @abstractmethod
+    def _score(self, images: Tensor) -> Tensor:
+        """Return score maps (B, H, W), float32, of images (B, 3, H, W) float in [0, 1], both on the device.
+
+        Called in inference mode and under the configured autocast, with channels-last images.
+        """
+
+    def _score_left_out(self, images: Tensor) -> Tensor:
+        """As :meth:`_score`, of images that it was fitted to: each as if it had not been, where the method can."""
+        return self._score(images)
+
+    @abstractmethod
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return everything that fitting learned."""
+
+    @abstractmethod
+    def _restore(self, tensors: dict[str, Tensor], path: Path) -> None:
+        """Take over what :meth:`_tensors` returned, read from the file ``path``; raises CheckpointError on a misfit."""
+
     @torch.inference_mode()
-    def evaluate_parts(self, folder: AnomalyFolder | str | Path) -> dict[str, dict[str, float]]:
-        """Measure the network's own ``score`` and the ``density`` apart, where a detector has both.
+    def predict(self, images: Any) -> Prediction:
+        """Score images.
+
+        Parameters
+        ----------
+        images : path, Tensor, array, PIL image, Dataset, or several
+            A folder, image files, or pixels, see :func:`~mlffn_lite.datasets.sources.iterate_batches`.
+
+        Returns
+        -------
+        Prediction
+            Maps at the fitted size, :attr:`shape`, which all images are brought to.
+
+        Raises
+        ------
+        DataError
+            If a file cannot be read, or pixels have another shape, type or range.
+        """
+        parts = [self._run(batch, self._score).cpu() for batch in iterate_batches(images, self.shape, PREDICT_BATCH)]
+        maps = torch.cat(parts) if parts else torch.zeros(0, *self.shape)
+        return Prediction(maps, maps.flatten(1).amax(1) if len(maps) else torch.zeros(0))
+
+    def maps(self, images: Any) -> dict[str, Tensor]:
+        """Return every member's map (B, H, W) by the method's name, this method's own last; see :meth:`predict`."""
+        return {self.method: self.predict(images).maps}
+
+    def predict_split(self, split: Split) -> Prediction:
+        """Score every image of a split, a batch at a time."""
+        parts = [self.predict(images) for images in batches(split)]
+        return Prediction(*(torch.cat(p) for p in zip(*parts, strict=True)))
+
+    def evaluate(self, source: Any) -> dict[str, Any]:
+        """Measure the detector on test images: those of a folder, or of what else ``open_source`` takes.
 
         Returns
         -------
         dict
-            Per part, metrics as :meth:`evaluate` gives them for both together; empty without a density.
+            ``image_auroc``, ``pixel_auroc``, ``pro`` as fractions, at the resolution ``shape``, masks resized to it;
+            ``per_defect`` with the image AUROC of each defect against all good images; counts and seconds. Pixel
+            metrics leave out anomalous images without a mask, and are NaN if none has one.
+
+        Raises
+        ------
+        DataError
+            If there is no test image.
         """
-        if self.network.density is None:
-            return {}
-        split = self._open(folder).test
-        found = []
-        for images in batches(split):
-            score, distance = self._run(images, self._parts)
-            assert distance is not None
-            found.append([upsample(x, images.shape[-2:]).cpu() for x in (score, distance)])
-        maps = dict(zip(("score", "density"), map(torch.cat, zip(*found, strict=True)), strict=True))
-        return {name: measure(Prediction(m, m.flatten(1).amax(1)), split) for name, m in maps.items()}
+        return self.evaluate_split(self._open(source).test)[0]
 
-    def _score(self, images: Tensor) -> Tensor:
-        """Score pixels by equation (9), beside the density where there is one; upsampled."""
-        score, distance = self._parts(images)
-        return upsample(score if distance is None else self.network.fuse_scores(score, distance), images.shape[-2:])
+    def evaluate_split(self, split: Split) -> tuple[dict[str, Any], Prediction]:
+        """As :meth:`evaluate`, and return the prediction too."""
+        if not len(split):
+            raise DataError("there are no test images; put some into test/good and test/<defect>")
+        started = time.perf_counter()
+        prediction = self.predict_split(split)
+        seconds = time.perf_counter() - started
+        labels = split.labels()
+        defects = sorted(set(split.defects) - {"good"})
+        of_defect = {d: torch.tensor([x in (d, "good") for x in split.defects]) for d in defects}
+        return {
+            **measure(prediction, split),
+            "per_defect": {d: metrics.image_auroc(prediction.scores[i], labels[i]) for d, i in of_defect.items()},
+            "shape": list(split.shape),
+            "images": len(split),
+            "predict_seconds": round(seconds, 3),
+        }, prediction
 
-    def _parts(self, images: Tensor, *, left_out: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Return η's score and the density's distance, (B, 1, h, w) each; None for a density that is not fitted."""
-        network = self.network.to(self.device).to(memory_format=torch.channels_last).eval()
-        levels = network.backbone(images)
-        score = network.head(levels).score
-        if network.density is None or not network.density.fitted:
-            return score, None
-        return score, network.density(network.stacks(levels), left_out=left_out)
+    def save(self, folder: str | Path) -> None:
+        """Write ``config.toml`` and ``checkpoint.safetensors`` to a folder, each atomically."""
+        folder = Path(folder)
+        state = {
+            "method": self.method,
+            "step": self.step,
+            "seconds": self.seconds,
+            "config": self.config.to_dict(),
+            "data": self._data,
+            "shape": list(self.shape),
+            "calibration": self.calibration and dataclasses.asdict(self.calibration),
+        }
+        write_atomic(folder / CONFIG, self.config.to_toml())
+        save_tensors(folder / CHECKPOINT, self._tensors(), state)
+
+    @classmethod
+    def load(cls, folder: str | Path, *, device: str | None = None) -> Self:
+        """Read a detector that :meth:`save` or a finished :meth:`fit` wrote, of whatever method it is.
+
+        Parameters
+        ----------
+        folder : path
+            The run folder.
+        device : str, optional
+            Where to run; by default CUDA where there is one, else the CPU.
+
+        Raises
+        ------
+        CheckpointError
+            If files are missing, damaged, of another method, do not belong together, or training has not finished.
+        """
+        folder = Path(folder)
+        if not (folder / CONFIG).is_file():
+            raise CheckpointError(f"{folder} is not a run folder (no {CONFIG}); give one that `mlffn train` wrote")
+        config = Config.load(folder / CONFIG)
+        # Pretrained weights are not needed: the checkpoint holds them all.
+        plain = config.replace(model={"weights": "none"}, train={"device": device or "auto"})
+        detector = AnomalyDetector(plain)
+        if not isinstance(detector, cls):
+            raise CheckpointError(f"{folder} holds a run of {config.method}, not of {registry.name_of('methods', cls)}")
+        detector.config = config
+        if not detector._take_over(folder):
+            raise CheckpointError(f"training in {folder} has not finished; finish it with --resume")
+        return detector
+
+    def _take_over(self, run: Path) -> bool:
+        """Become the finished detector of a run folder; returns False if fitting there has not finished."""
+        tensors, state = load_tensors(run / CHECKPOINT)
+        if not self.config.matches(state.get("config") or {}):
+            raise CheckpointError(
+                f"checkpoint {run / CHECKPOINT} is from another configuration; go on with the one in {run / CONFIG},"
+                " restore it, or train into another folder"
+            )
+        if not state.get("calibration"):
+            return False
+        if self._data and state.get("data") != self._data:
+            raise CheckpointError(f"the training images are not those of {run}; train into another folder")
+        self._restore(tensors, run / CHECKPOINT)
+        self._data = str(state.get("data", ""))
+        self.step, self.seconds = int(state["step"]), float(state["seconds"])
+        self.shape = tuple(state["shape"])
+        self.calibration = Calibration(**state["calibration"])
+        self.history = read_history(run / HISTORY)
+        return True
+
+    def environment(self) -> dict[str, Any]:
+        """Return seed, device, precision, threads, versions and commit, to stand beside a result."""
+        dtype = autocast_dtype(self.config.train.precision, self.device) or torch.float32
+        precision = str(dtype).removeprefix("torch.")
+        return {"seed": self.config.train.seed, "precision": precision, **environment(self.device)}
+
+    def complete_run(
+        self, run: str | Path, source: Any, *, preset: str = ""
+    ) -> tuple[dict[str, Any], Prediction | None]:
+        """Measure the fitted detector and complete its run folder with ``metrics.json``.
+
+        Parameters
+        ----------
+        run : path
+            Folder that :meth:`fit` wrote.
+        source : path, images or data set
+            Data with test images; without any, the file says only how the detector was trained.
+        preset : str
+            Name of the configuration, to stand beside the numbers.
+
+        Returns
+        -------
+        dict, Prediction or None
+            The content of ``metrics.json``, and the prediction for the test images if there are any.
+        """
+        parts = self._open(source)
+        measured, prediction = self.evaluate_split(parts.test) if len(parts.test) else ({}, None)
+        result = {
+            **measured,
+            "shape": list(parts.shape),
+            "method": self.method,
+            "data": parts.root.resolve().name,
+            "preset": preset,
+            "steps": self.step,
+            "train_images": len(parts.train),
+            "seconds": round(self.seconds, 1),
+            **self.environment(),
+        }
+        write_json(Path(run) / METRICS, result)
+        return result, prediction
 
     @torch.inference_mode()
-    def _fit_density(self, split: Split) -> None:
-        network = self.network.to(self.device).to(memory_format=torch.channels_last).eval()
-        assert network.density is not None
-        features = (self._run(images, lambda x: network.stacks(network.backbone(x))) for images in batches(split))
-        network.density.fit(features)
+    def _calibrate(self, good: Split) -> None:
+        """Learn what scores of good images look like, from training images that are left out where that can be."""
+        maps = torch.cat([self._run(images, self._score_left_out).cpu() for images in batches(good)])
+        self.calibration = Calibration.from_good(Prediction(maps, maps.flatten(1).amax(1)), margin=self._margin)
 
-    @torch.inference_mode()
-    def _calibrate_fused(self, split: Split) -> Calibration:
-        """Standardise score and distance on good training images, each image's distance being from the others."""
-        parts = [self._run(images, partial(self._parts, left_out=True)) for images in batches(split)]
-        score, distance = (torch.cat(p) for p in zip(*parts, strict=True))
-        self.network.standardise(score, distance)
-        maps = upsample(self.network.fuse_scores(score, distance), split.shape).cpu()
-        return Calibration.from_good(Prediction(maps, maps.flatten(1).amax(1)))
+    @property
+    def _margin(self) -> float:
+        """Least span of the colours, in units of the score."""
+        return 0.0
 
-    def _tensors(self) -> dict[str, Tensor]:
-        return {f"model.{k}": v for k, v in self.network.state_dict().items()}
+    def _sample(self, train: Split) -> Split:
+        """Return the training images to calibrate on."""
+        return train.subset(range(0, len(train), -(-len(train) // CALIBRATION_IMAGES)))
 
-    def _restore(self, tensors: dict[str, Tensor], path: Path) -> None:
-        load_model(self.network, tensors, path)
+    def _run(self, images: Tensor, function: Callable[[Tensor], T]) -> T:
+        """Apply a function to images (B, 3, H, W), uint8 or float in [0, 1], as :meth:`_score` is applied."""
+        images = images.to(self.device, non_blocking=True)
+        scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        dtype = autocast_dtype(self.config.train.precision, self.device)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            return function(scaled.contiguous(memory_format=torch.channels_last))
 
-    def _build(self) -> MLFFN:
-        """Return a network whose initial weights depend on the seed alone."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.train.seed)
-            return MLFFN(self.config.model)
+    def _open(self, source: Any) -> Parts:
+        return open_source(source, self.config.data, shape=self.shape if self.calibration else None)
+
+
+def measure(prediction: Prediction, split: Split) -> dict[str, float]:
+    """Return the three metrics of a split's prediction, see :meth:`AnomalyDetector.evaluate`."""
+    known = split.has_mask
+    maps, masks = prediction.maps[known], split.masks()[known]
+    return {
+        "image_auroc": metrics.image_auroc(prediction.scores, split.labels()),
+        "pixel_auroc": metrics.pixel_auroc(maps, masks),
+        "pro": metrics.pro(maps, masks),
+    }
+
+
+def upsample(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Bring maps (B, 1, h, w) to ``size`` bilinearly; returns (B, H, W), float32."""
+    return functional.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def batches(split: Split) -> Iterator[Tensor]:
+    """Yield the images of a split, uint8, as many at a time as are scored together."""
+    for start in range(0, len(split), PREDICT_BATCH):
+        yield split.batch(range(start, min(start + PREDICT_BATCH, len(split))))[0]

@@ -48,6 +48,21 @@ def area_pool(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
     return _overlaps(height, h).to(x) @ x @ _overlaps(width, w).to(x).mT / (height * width)
 
 
+def resize(x: Tensor, size: tuple[int, int] | torch.Size) -> Tensor:
+    """Bring a map (B, C, H, W) to ``size``: area averaging when it shrinks, bilinear when it grows."""
+    height, width = x.shape[-2:]
+    if (height, width) == tuple(size):
+        return x
+    if height > size[0] or width > size[1]:
+        return area_pool(x, size)
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """Return a context that computes on the device of ``x`` in the types that tensors have."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
 def _overlaps(source: int, target: int) -> Tensor:
     """Overlap of target cell i with source cell j, (target, source), in whole units of 1/target source cells."""
     i, j = torch.arange(target)[:, None] * source, torch.arange(source) * target

@@ -13,15 +13,15 @@ from PIL import Image
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from .base import PREDICT_BATCH, Detector
 from .datasets.folder import few, list_images, map_threads, open_image, read_image
+from .detector import PREDICT_BATCH, AnomalyDetector
 from .errors import DataError
 from .figures import overlay
 from .runs import write_atomic
 
 
 def write_predictions(
-    detector: Detector, images: Sequence[Path], folder: Path, *, skip_bad: bool = False, progress: bool = True
+    detector: AnomalyDetector, images: Sequence[Path], folder: Path, *, skip_bad: bool = False, progress: bool = True
 ) -> pd.DataFrame:
     """Score images and write ``<name>_heatmap.png`` for each, at its own size, and ``scores.csv``.
 
@@ -30,7 +30,7 @@ def write_predictions(
 
     Parameters
     ----------
-    detector : Detector
+    detector : AnomalyDetector
         A fitted detector.
     images : sequence of Path
         Image files, or folders of them.

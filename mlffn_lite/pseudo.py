@@ -13,6 +13,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -434,17 +435,13 @@ class PseudoAnomalies:
     def __init__(
         self,
         ratio: float = 0.5,
-        confetti: float = 1.0,
-        cutpaste: float = 1.0,
-        scar: float = 0.0,
+        kinds: Mapping[str, float] | None = None,
+        options: Mapping[str, Mapping[str, Any]] | None = None,
         *,
-        kinds: Mapping[str, PseudoAnomaly] | None = None,
-        **weights: float,
+        generators: Mapping[str, PseudoAnomaly] | None = None,
     ) -> None:
-        weights = {"confetti": confetti, "cutpaste": cutpaste, "scar": scar, **weights}
-        known = {name: kind() for name, kind in KINDS.items()} | dict(kinds or {})
-        if unknown := weights.keys() - known.keys():
-            raise ValueError(f"unknown kinds {', '.join(sorted(unknown))}; choose from {', '.join(sorted(known))}")
+        weights = {"confetti": 1.0, "cutpaste": 1.0} if kinds is None else dict(kinds)
+        known = {n: KINDS[n](**(options or {}).get(n, {})) for n in weights if n in KINDS} | dict(generators or {})
         if not 0 < sum(weights.values()) < math.inf or min(weights.values()) < 0:  # NaN included
             raise ValueError(f"weights must be at least 0, finite and not all 0, got {weights}")
         self.ratio, self.weights = ratio, weights

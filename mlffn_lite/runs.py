@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
@@ -91,6 +93,24 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(
             f"checkpoint {path} is truncated or not ours ({error}); train again or use a copy"
         ) from error
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """Read a training's logged steps; none where there is no such file.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is no such table.
+    """
+    try:
+        with path.open(newline="") as file:
+            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        return pd.DataFrame([{**row, "step": int(row["step"])} for row in rows])
+    except FileNotFoundError:
+        return pd.DataFrame()
+    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); remove it to go on") from error
 
 
 def environment(device: torch.device) -> dict[str, Any]:

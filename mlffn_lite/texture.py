@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .config import TextureConfig
 from .layers import FuseConv
 
 Placement = Literal["center", "edge"]
@@ -229,24 +230,14 @@ class StatisticalTexture(nn.Module):
         See :class:`TextureEnhancement` and :class:`PyramidTexture`.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        *,
-        tem_levels: int = 64,
-        ptfem_levels: int = 8,
-        scales: Sequence[int] = (1, 2, 4, 8),
-        placement: Placement = "center",
-        window: Window = "full_bin",
-        neighbour: Neighbour = "right",
-        scaled_attention: bool = True,
-    ) -> None:
+    def __init__(self, channels: int, config: TextureConfig | None = None) -> None:
         super().__init__()
+        c = config or TextureConfig()
         self.tem = TextureEnhancement(
-            channels, tem_levels, placement=placement, window=window, scaled_attention=scaled_attention
+            channels, c.tem_levels, placement=c.placement, window=c.window, scaled_attention=c.scaled_attention
         )
         self.ptfem = PyramidTexture(
-            channels, scales, ptfem_levels, neighbour=neighbour, placement=placement, window=window
+            channels, c.scales, c.ptfem_levels, neighbour=c.neighbour, placement=c.placement, window=c.window
         )
         self.fuse_tem = FuseConv(2 * channels, channels)
         self.fuse_all = FuseConv(3 * channels, channels)

@@ -7,9 +7,6 @@ state: it draws what the uninterrupted run would have drawn.
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
-import hashlib
 import math
 import signal
 import threading
@@ -24,11 +21,12 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from .config import Config, TrainConfig
+from .devices import autocast_dtype, generator_for, resolve_device
 from .errors import CheckpointError, TrainingError
 from .losses import LossTerms, resize_mask, total_loss
 from .network import MLFFN
 from .pseudo import PseudoAnomalies
-from .runs import CHECKPOINT, CONFIG, HISTORY, load_tensors, save_tensors, write_atomic
+from .runs import CHECKPOINT, CONFIG, HISTORY, load_tensors, read_history, save_tensors, write_atomic
 
 LOG_EVERY = 10
 """Steps between rows of the history; losses are read back from the device only then."""
@@ -41,6 +39,14 @@ class Images(Protocol):
 
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Return images (B, 3, H, W) uint8, and masks, which are not used."""
+        ...
+
+
+class Generator(Protocol):
+    """What the trainer needs of pseudo-anomalies; see :class:`~mlffn_lite.pseudo.PseudoAnomalies`."""
+
+    def __call__(self, images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return images (B, 3, H, W) in [0, 1] and masks (B, 1, H, W) bool of images uint8 or in [0, 1]."""
         ...
 
 
@@ -65,6 +71,8 @@ class Trainer:
         Run folder for ``config.toml``, ``checkpoint.safetensors`` and ``history.csv``; nothing is written without it.
     data : str
         Fingerprint of the training images; a run is not resumed on others.
+    generator : callable, optional
+        What makes images anomalous; by default the pseudo-anomalies that ``config`` names.
     fabric : lightning.fabric.Fabric, optional
         A launched Fabric, to train the same loop on several devices; each takes its share of every batch.
 
@@ -79,7 +87,14 @@ class Trainer:
     """
 
     def __init__(
-        self, network: MLFFN, config: Config, *, folder: Path | None = None, data: str = "", fabric: Any = None
+        self,
+        network: MLFFN,
+        config: Config,
+        *,
+        folder: Path | None = None,
+        data: str = "",
+        generator: Generator | None = None,
+        fabric: Any = None,
     ) -> None:
         self.config, self.folder, self.data, self.fabric = config, folder, data, fabric
         self.rank: int = fabric.global_rank if fabric else 0
@@ -93,7 +108,8 @@ class Trainer:
             self.network, self.optimizer = fabric.setup(network, self.optimizer)
         self.autocast = autocast_dtype(config.train.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
-        self.pseudo = PseudoAnomalies(**dataclasses.asdict(config.pseudo))
+        own = config.pseudo
+        self.pseudo = generator or PseudoAnomalies(own.ratio, own.kinds, own.options)
         self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
@@ -218,7 +234,7 @@ class Trainer:
         tensors, state = load_tensors(path)
         if not self.config.matches(state.get("config") or {}):
             raise CheckpointError(
-                f"checkpoint {path} is from another configuration; resume with the one in {self.folder / CONFIG},"
+                f"checkpoint {path} is from another configuration; go on with the one in {self.folder / CONFIG},"
                 " or train into another folder"
             )
         if state.get("data") != self.data:
@@ -236,12 +252,8 @@ class Trainer:
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        try:
-            with contextlib.suppress(FileNotFoundError), (self.folder / HISTORY).open(newline="") as file:
-                rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-                self.rows = [{**row, "step": int(row["step"])} for row in rows if row["step"] <= self.step]
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            raise CheckpointError(f"{self.folder / HISTORY} cannot be read ({error}); remove it to go on") from error
+        rows = read_history(self.folder / HISTORY).to_dict("records")
+        self.rows = [row for row in rows if row["step"] <= self.step]
 
     def _prepare_folder(self, resume: bool) -> None:
         """Resume, or refuse to overwrite another run; fails now and not at the first checkpoint if it cannot write."""
@@ -287,12 +299,6 @@ def batch_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
     return indices
 
 
-def generator_for(seed: int, purpose: str, step: int) -> torch.Generator:
-    """Return a CPU generator that depends on nothing but its arguments."""
-    digest = hashlib.sha256(f"{seed}/{purpose}/{step}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-
-
 def build_optimizer(network: MLFFN, train: TrainConfig) -> torch.optim.Optimizer:
     """Return SGD or AdamW over the heads and, where it is trained, the backbone at its own rate."""
     groups = [{"params": network.heads(), "lr": train.lr, "peak": train.lr}]
@@ -315,30 +321,6 @@ def set_rate(optimizer: torch.optim.Optimizer, train: TrainConfig, step: int, st
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     return train.lr * factor
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device of a name; ``"auto"`` is CUDA where there is one, else the CPU."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise TrainingError(f"device {name!r} cannot be used here ({reason}); try cpu") from error
-    return device
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """Return the autocast type of a ``TrainConfig.precision``; None means float32."""
-    if precision == "auto":
-        if device.type == "cuda":
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            native = device.type == "cpu" and getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-        return torch.bfloat16 if native else None
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def load_model(network: MLFFN, tensors: dict[str, Tensor], path: Path) -> None:

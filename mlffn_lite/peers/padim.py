@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from ..config import Config
-from ..density import Moments
+from ..devices import generator_for
 from ..errors import ConfigError
-from ..network import resize
-from ..training import generator_for
-from .features import FeatureDetector, FeatureParameters
+from ..features import FeatureDetector, FeatureParameters, Moments
+from ..layers import resize
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class PaDiM(FeatureDetector):
     Parameters
     ----------
     config : Config
-        See :class:`~mlffn_lite.peers.features.FeatureDetector`; the seed draws the channels.
+        See :class:`~mlffn_lite.features.FeatureDetector`; the seed draws the channels.
     parameters : PaDiMParameters, optional
         The paper's by default.
 
@@ -61,7 +60,6 @@ class PaDiM(FeatureDetector):
         Height and width of the grid, P = h·w.
     """
 
-    method = "padim"
     memory = ("channels", "mean", "factor", "grid")
     channels: Tensor
     mean: Tensor

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..config import Config
+from ..devices import generator_for
 from ..errors import ConfigError
-from ..training import generator_for
-from .features import FeatureDetector, FeatureParameters
+from ..features import FeatureDetector, FeatureParameters
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class PatchCore(FeatureDetector):
     Parameters
     ----------
     config : Config
-        See :class:`~mlffn_lite.peers.features.FeatureDetector`; the seed draws candidates, projection and first patch.
+        See :class:`~mlffn_lite.features.FeatureDetector`; the seed draws candidates, projection and first patch.
     parameters : PatchCoreParameters, optional
         By default the paper's.
 
@@ -71,7 +71,6 @@ class PatchCore(FeatureDetector):
         Memory bank, (M, C).
     """
 
-    method = "patchcore"
     memory = ("bank",)
     bank: Tensor
 
@@ -102,8 +101,6 @@ class FinePatchCore(PatchCore):
     they saw of fine texture is lost: PRO falls from 75 to 51 % on MiniParts flange, 75 to 52 on weave and 85 to 51 on
     pills (128 px), 91 to 83 on MVTec AD's toothbrush (256 px, seed 0).  A baseline has a claim to both settings.
     """
-
-    method = "patchcore_fine"
 
     def __init__(self, config: Config, parameters: PatchCoreParameters | None = None) -> None:
         super().__init__(config, parameters or PatchCoreParameters(average=1))

@@ -8,8 +8,8 @@ from typing import Any
 import ipywidgets as w  # type: ignore[import-untyped]
 import numpy as np
 
-from ..base import Calibration
 from ..datasets.folder import Split
+from ..detector import Calibration
 from .controls import Explorer, ImagePicker, button, move, row, slider, table
 from .panels import Panel, find_regions, number
 from .views import OPACITY, Source, View, word
@@ -22,7 +22,7 @@ class HeatmapExplorer(Explorer):
 
     Parameters
     ----------
-    source : Detector or Prediction, or a mapping by category
+    source : AnomalyDetector or Prediction, or a mapping by category
         A fitted detector, which scores the split, or the prediction for it.
     split : Split, or a mapping with the same categories
         What is shown.

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from ..base import Detector
 from ..datasets.folder import Split
+from ..detector import AnomalyDetector
 from ..pseudo import KINDS
 from .controls import Explorer, ImagePicker, dropdown, row, seed, slider, table
 from .painting import paint
@@ -20,7 +20,7 @@ class PseudoPainter(Explorer):
 
     Parameters
     ----------
-    detector : Detector
+    detector : AnomalyDetector
         Fitted.
     split : Split
         Its good images are offered.
@@ -41,7 +41,7 @@ class PseudoPainter(Explorer):
         The verdict on the painted image.
     """
 
-    def __init__(self, detector: Detector, split: Split) -> None:
+    def __init__(self, detector: AnomalyDetector, split: Split) -> None:
         self._detector, self._split, self._scale = detector, split, fitted(detector)
         self.picker = ImagePicker({"": split}, only_good=True)
         self.kind = dropdown("Kind", list(KINDS), "Kind of pseudo-anomaly")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..base import Calibration
 from ..datasets.folder import Split
+from ..detector import Calibration
 from .controls import Explorer, ImagePicker, dropdown, row, slider, table
 from .panels import Panel, find_regions, number
 from .views import OPACITY, Source, View, word
@@ -18,7 +18,7 @@ class RunComparison(Explorer):
 
     Parameters
     ----------
-    runs : mapping of str to Detector or Prediction
+    runs : mapping of str to AnomalyDetector or Prediction
         Two runs by name, each fitted, or its prediction for the split.
     split : Split
         What is shown.

@@ -7,11 +7,11 @@ from functools import lru_cache
 import numpy as np
 from torch import Tensor
 
-from ..base import Calibration, Detector, Prediction
 from ..datasets.folder import Split
+from ..detector import AnomalyDetector, Calibration, Prediction
 from .panels import Scene
 
-Source = Detector | Prediction
+Source = AnomalyDetector | Prediction
 
 OPACITY = "Opacity of the hottest colours over the image"
 
@@ -22,7 +22,7 @@ class View:
     def __init__(self, source: Source, split: Split, calibration: Calibration | None) -> None:
         if not len(split):
             raise ValueError("the split holds no image")
-        found = source.predict_split(split) if isinstance(source, Detector) and fitted(source) else source
+        found = source.predict_split(split) if isinstance(source, AnomalyDetector) and fitted(source) else source
         assert isinstance(found, Prediction)
         if found.maps.shape != (len(split), *split.shape) or found.scores.shape != (len(split),):
             wanted = (len(split), *split.shape)
@@ -34,7 +34,7 @@ class View:
             raise ValueError("the split has no good image to take colours and threshold from; give a calibration")
         if calibration is None:
             good_ones = Prediction(found.maps[good], found.scores[good])
-            calibration = fitted(source) if isinstance(source, Detector) else Calibration.from_good(good_ones)
+            calibration = fitted(source) if isinstance(source, AnomalyDetector) else Calibration.from_good(good_ones)
         self.split, self.prediction, self.calibration = split, found, calibration
         self.scene = lru_cache(8)(self._scene)
 
@@ -55,7 +55,7 @@ class View:
         return Scene(image[0].numpy(), mask[0].numpy(), self.heat(index))
 
 
-def fitted(detector: Detector) -> Calibration:
+def fitted(detector: AnomalyDetector) -> Calibration:
     """Return the calibration of a fitted detector; ValueError if it is not fitted."""
     if detector.calibration is None:
         raise ValueError("the detector is not fitted: call fit or load first")

@@ -1,19 +1,24 @@
-"""How unusual features are among those of good images: a Gaussian in closed form, beside the learned score.
+"""The method ``density``: how unusual features are among those of good images, by Gaussians in closed form.
 
-Not in the paper. The learned score knows the anomalies it was shown; this knows nothing but good images, as PaDiM does
+Not in the paper. A learned score knows the anomalies it was shown; this knows nothing but good images, as PaDiM does
 (Defard et al., 2021), and misses less of what no pseudo-anomaly resembles.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .layers import area_pool
+from ..backbones import STRIDES
+from ..config import Config
+from ..errors import CheckpointError
+from ..features import FrozenDetector, Moments, upsample
+from ..layers import area_pool, no_autocast, resize
 
 EIGENVALUE_FLOOR = 0.01
 """Added at least to the eigenvalues of the correlation matrix, as a share of their mean: noise is not blown up."""
@@ -121,7 +126,7 @@ class NormalDensity(nn.Module):
         height, width, _ = self.centre.shape
         if features.shape[-2:] != (height, width):
             features = area_pool(features, (height, width))
-        with torch.autocast(features.device.type, enabled=False):
+        with no_autocast(features):
             z = (features.float().permute(2, 3, 0, 1) - self.mean) @ self.whitening  # (h, w, B, C)
             away = (z - self.centre.unsqueeze(2)).flatten(0, 1)
             along = (away @ self.directions).square() @ self.gain.unsqueeze(2)
@@ -193,35 +198,6 @@ class MultiscaleDensity(nn.Module):
         return torch.stack([found[0], *coarse]).mean(0)
 
 
-class Moments:
-    """Mean and covariance at every position, gathered batch by batch without cancellation (Chan et al., 1979)."""
-
-    def __init__(self) -> None:
-        self.count, self.size = 0, (0, 0)
-        self.mean = self.scatter = torch.zeros(())
-
-    def add_maps(self, features: Tensor) -> None:
-        """Take in maps (B, C, h, w) of B more images; ``size`` is then (h, w)."""
-        x = features.float().permute(2, 3, 0, 1)  # (h, w, B, C)
-        self.size = (x.shape[0], x.shape[1])
-        self.add(x.flatten(0, 1))
-
-    def add(self, x: Tensor) -> None:
-        """Take in features (P, B, D) of B more images."""
-        seen, new = self.count, x.shape[1]
-        centre = x.mean(1)
-        x = x - centre[:, None]
-        shift = centre - self.mean
-        outer = shift[:, :, None] * shift[:, None]
-        self.scatter = self.scatter + x.mT @ x + outer * (seen * new / (seen + new))
-        self.mean = self.mean + shift * (new / (seen + new))
-        self.count += new
-
-    def covariance(self) -> Tensor:
-        """Return the sample covariance (P, D, D); zero if there is one image only."""
-        return self.scatter / max(self.count - 1, 1)
-
-
 def _whitening(covariance: Tensor, samples: int) -> Tensor:
     """Return W (C, C) with Wᵀ·covariance·W ≈ 1: channels to unit variance, then along the principal axes.
 
@@ -247,3 +223,59 @@ def _leave_one_out(squared: Tensor, count: int) -> Tensor:
         return squared
     leverage = squared / (count - 1)
     return count * leverage * (count / (count - 1)) / (1 - count / (count - 1) * leverage).clamp(min=1e-3)
+
+
+class DensityDetector(FrozenDetector):
+    """Distance of a frozen backbone's features from those of good images.
+
+    Parameters
+    ----------
+    config : Config
+        The section ``density``; of the others backbone, size, precision, seed and device.
+
+    Attributes
+    ----------
+    density : MultiscaleDensity
+        Fitted to the levels, at each stride to those that are no coarser.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        own = config.density
+        self.finest = [STRIDES.index(stride) for stride in own.strides]
+        self._density: MultiscaleDensity | None = None
+
+    @property
+    def density(self) -> MultiscaleDensity:
+        """The density, empty before it is fitted."""
+        if self._density is None:
+            own, channels = self.config.density, self.backbone.channels
+            known = [sum(channels[: level + 1]) for level in self.finest]
+            self._density = MultiscaleDensity(known, own.rank, own.shrinkage).to(self.device)
+        return self._density
+
+    def _learn_levels(self, batches: Iterator[list[Tensor]], images: int) -> None:
+        self.density.fit(map(self._stacks, batches))
+
+    def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: bool = False) -> Tensor:
+        return upsample(self.density(self._stacks(levels), left_out=left_out), size)
+
+    def _stacks(self, levels: list[Tensor]) -> list[Tensor]:
+        """Return the features, (B, ΣC, h, w) per stride: the levels that are no coarser, side by side."""
+        with no_autocast(levels[0]):
+            return [
+                torch.cat([resize(x.float(), levels[finest].shape[-2:]) for x in levels[: finest + 1]], dim=1)
+                for finest in self.finest
+            ]
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        return {f"density.{k}": v for k, v in self.density.state_dict().items()}
+
+    def _restore_own(self, tensors: dict[str, Tensor], path: Path) -> None:
+        state = {k.removeprefix("density."): v for k, v in tensors.items() if k.startswith("density.")}
+        try:
+            self.density.load_state_dict(state)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"checkpoint {path} does not fit its configuration; restore its config.toml"
+            ) from error

@@ -1,0 +1,1 @@
+"""What the paper does not have: blemishes, the density of good features, and the ensemble of methods."""

@@ -1,0 +1,266 @@
+"""Methods on a backbone's features: one pass that several share, and those that remember good features."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from .backbones import STRIDES, Backbone, build_backbone
+from .config import Config
+from .datasets.folder import Split
+from .detector import PREDICT_BATCH, AnomalyDetector, batches
+from .errors import CheckpointError, ConfigError
+from .layers import no_autocast, resize
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class FeatureParameters:
+    """How a peer sees an image.
+
+    Attributes
+    ----------
+    levels : tuple of int
+        Levels of the backbone that are concatenated: 1, 2, 3 are those at strides 4, 8, 16.
+    average : int
+        Side, odd, of the neighbourhood that every level is averaged over; 1 leaves features as they are.
+    sigma : float
+        Standard deviation of the Gaussian that smooths the score map, in pixels of an image of 256 px; it grows and
+        shrinks with the image.  Both papers take 4 and name no other size; 0 leaves the map as it is.
+    """
+
+    levels: tuple[int, ...] = (1, 2, 3)
+    average: int = 1
+    sigma: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not self.levels or not set(self.levels) <= {1, 2, 3}:
+            raise ConfigError(f"levels = {self.levels} must be some of 1, 2, 3")
+        if self.average < 1 or self.average % 2 == 0 or self.sigma < 0:
+            raise ConfigError(f"average = {self.average} must be odd, sigma = {self.sigma} at least 0")
+
+
+class BackboneDetector(AnomalyDetector):
+    """A method that scores what a backbone sees, so that several can share one pass through it."""
+
+    @property
+    @abstractmethod
+    def backbone(self) -> Backbone:
+        """The backbone, whose levels :meth:`_score_levels` takes."""
+
+    @abstractmethod
+    def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: bool = False) -> Tensor:
+        """Return score maps (B, H, W), float32, of ``size``, from the backbone's levels of images.
+
+        With ``left_out`` the images are among those fitted to: each is scored as if it had not been, where the method
+        can. Called as :meth:`_score` is.
+        """
+
+    def _score(self, images: Tensor) -> Tensor:
+        return self._score_levels(self._ready(self.backbone)(images), images.shape[-2:])
+
+    def _score_left_out(self, images: Tensor) -> Tensor:
+        return self._score_levels(self._ready(self.backbone)(images), images.shape[-2:], left_out=True)
+
+    def _ready(self, module: M) -> M:
+        """Return a module in evaluation, on the device, in the layout that convolutions are fastest in."""
+        if module.training or next(module.parameters()).device != self.device:
+            module.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        return module
+
+    @abstractmethod
+    def _own_tensors(self) -> dict[str, Tensor]:
+        """Return what fitting learned, without the backbone."""
+
+    @abstractmethod
+    def _restore_own(self, tensors: dict[str, Tensor], path: Path) -> None:
+        """Take over what :meth:`_own_tensors` returned; the backbone has its weights."""
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**{f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}, **self._own_tensors()}
+
+    def _restore(self, tensors: dict[str, Tensor], path: Path) -> None:
+        weights = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+        try:
+            self.backbone.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointError(
+                f"checkpoint {path} does not fit its configuration; restore its config.toml"
+            ) from error
+        self._restore_own(tensors, path)
+
+
+class FrozenDetector(BackboneDetector):
+    """A method that trains nothing: its backbone is frozen, and may be shared with others of the configuration."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self._backbone: Backbone | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        """The backbone that the configuration names, built when it is first used."""
+        if self._backbone is None:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.config.train.seed)  # initial weights, where none are loaded
+                self._backbone = build_backbone(self.config.model.backbone, self.config.model.weights)
+            self._backbone.set_mode("frozen")
+        return self._backbone
+
+    def share(self, backbone: Backbone) -> None:
+        """Use a backbone that another method has."""
+        self._backbone = backbone
+
+    @torch.inference_mode()
+    def _fit(self, train: Split, *, run: Path | None, progress: bool, resume: bool) -> float:
+        started = time.perf_counter()
+        self._learn_levels(self._levels(train, progress), len(train))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - started
+
+    @abstractmethod
+    def _learn_levels(self, batches: Iterator[list[Tensor]], images: int) -> None:
+        """Learn from the backbone's levels, on the device, of so many images in all."""
+
+    def _levels(self, train: Split, progress: bool) -> Iterator[list[Tensor]]:
+        """Yield the backbone's levels of all images of a split, a batch at a time."""
+        total = -(-len(train) // PREDICT_BATCH)
+        for images in tqdm(batches(train), f"{self.method}: features", total, leave=False, disable=not progress):
+            yield self._run(images, self._ready(self.backbone))
+
+
+class FeatureDetector(FrozenDetector):
+    """A method that remembers what frozen features of good images look like; nothing is trained.
+
+    A subclass says what it remembers (:meth:`_learn`, :attr:`memory`) and how far features are from it
+    (:meth:`_distances`).  Backbone, input size, fused resolution ``model.stride`` and precision come from the
+    configuration, and are the network's own.
+
+    Parameters
+    ----------
+    config : Config
+        Only ``data.size``, ``model.backbone``, ``model.weights``, ``model.stride``, ``train.seed``,
+        ``train.precision`` and ``train.device`` count.
+    parameters : FeatureParameters
+        The method's own parameters.
+    """
+
+    memory: ClassVar[tuple[str, ...]]
+    """Names of the attributes, tensors all, that fitting fills."""
+
+    def __init__(self, config: Config, parameters: FeatureParameters) -> None:
+        super().__init__(config)
+        self.parameters: Any = parameters  # of the subclass's own type
+
+    @abstractmethod
+    def _learn(self, features: Iterator[Tensor], images: int) -> None:
+        """Fill the memory from batches of features (B, C, h, w), float32 on the device, of so many images in all."""
+
+    @abstractmethod
+    def _distances(self, features: Tensor) -> Tensor:
+        """Return the distance (B, h', w') of features (B, C, h, w) from the memory."""
+
+    def _learn_levels(self, batches: Iterator[list[Tensor]], images: int) -> None:
+        self._learn(map(self._features, batches), images)
+
+    def _features(self, levels: list[Tensor]) -> Tensor:
+        """Return the chosen levels side by side at the fused resolution, (B, C, h, w), float32."""
+        size = levels[STRIDES.index(self.config.model.stride)].shape[-2:]
+        side = self.parameters.average
+        with no_autocast(levels[0]):
+            chosen = [levels[i - 1].float() for i in self.parameters.levels]
+            if side > 1:  # at the border, over the neighbours that exist
+                chosen = [F.avg_pool2d(x, side, 1, side // 2, count_include_pad=False) for x in chosen]
+            return torch.cat([resize(x, size) for x in chosen], dim=1)
+
+    def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: bool = False) -> Tensor:
+        """Upsample distances bilinearly, then smooth them."""
+        features = self._features(levels)
+        with no_autocast(features):
+            return smooth(upsample(self._distances(features)[:, None], size), self.parameters.sigma)
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        own = dataclasses.asdict(self.parameters)
+        return {
+            **{f"parameters.{k}": torch.tensor(v, dtype=torch.float64) for k, v in own.items()},
+            **{f"memory.{k}": getattr(self, k) for k in self.memory},
+        }
+
+    def _restore_own(self, tensors: dict[str, Tensor], path: Path) -> None:
+        try:
+            own = {f.name: tensors[f"parameters.{f.name}"].tolist() for f in dataclasses.fields(self.parameters)}
+            memory = {k: tensors[f"memory.{k}"].to(self.device) for k in self.memory}
+        except KeyError as error:
+            raise CheckpointError(f"checkpoint {path} does not fit {self.method} (no {error}); fit again") from error
+        default = dataclasses.asdict(self.parameters)
+        typed = {k: _typed(default[k], v) for k, v in own.items()}
+        self.parameters = dataclasses.replace(self.parameters, **typed)
+        for name, tensor in memory.items():
+            setattr(self, name, tensor)
+
+
+def upsample(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
+    """Bring maps (B, 1, h, w) to ``size`` bilinearly; returns (B, H, W), float32."""
+    return F.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Convolve maps (B, H, W) with a Gaussian of ``sigma`` 256ths of a side, cut at 4σ, mirrored at the border."""
+    for _ in range(2):  # rows, then columns
+        side = maps.shape[2]
+        deviation = sigma * side / 256
+        radius = min(math.ceil(4 * deviation), side - 1)
+        if radius:
+            offsets = torch.arange(-radius, radius + 1, device=maps.device, dtype=maps.dtype)
+            kernel = torch.softmax(-(offsets**2) / (2 * deviation**2), 0)
+            padded = F.pad(maps, (radius, radius), mode="reflect")
+            maps = F.conv1d(padded.reshape(-1, 1, padded.shape[2]), kernel.view(1, 1, -1)).view(maps.shape)
+        maps = maps.mT
+    return maps
+
+
+def _typed(default: Any, value: Any) -> Any:
+    """Bring a number or list read as float to the type that a parameter has."""
+    return tuple(int(v) for v in value) if isinstance(default, tuple) else type(default)(value)
+
+
+class Moments:
+    """Mean and covariance at every position, gathered batch by batch without cancellation (Chan et al., 1979)."""
+
+    def __init__(self) -> None:
+        self.count, self.size = 0, (0, 0)
+        self.mean = self.scatter = torch.zeros(())
+
+    def add_maps(self, features: Tensor) -> None:
+        """Take in maps (B, C, h, w) of B more images; ``size`` is then (h, w)."""
+        x = features.float().permute(2, 3, 0, 1)  # (h, w, B, C)
+        self.size = (x.shape[0], x.shape[1])
+        self.add(x.flatten(0, 1))
+
+    def add(self, x: Tensor) -> None:
+        """Take in features (P, B, D) of B more images."""
+        seen, new = self.count, x.shape[1]
+        centre = x.mean(1)
+        x = x - centre[:, None]
+        shift = centre - self.mean
+        outer = shift[:, :, None] * shift[:, None]
+        self.scatter = self.scatter + x.mT @ x + outer * (seen * new / (seen + new))
+        self.mean = self.mean + shift * (new / (seen + new))
+        self.count += new
+
+    def covariance(self) -> Tensor:
+        """Return the sample covariance (P, D, D); zero if there is one image only."""
+        return self.scatter / max(self.count - 1, 1)

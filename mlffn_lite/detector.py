@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +90,7 @@ class Calibration:
         return cls(low, low + max(2 * (top - low), margin, 1e-6), threshold)
 
 
-class AnomalyDetector(ABC):
+class AnomalyDetector:
     """A method of anomaly detection for one category of parts: fitted to good images, it scores any image.
 
     ``AnomalyDetector(config)`` gives the class of the method that the configuration names, as ``pathlib.Path`` gives
@@ -193,28 +192,28 @@ class AnomalyDetector(ABC):
             self.save(run)
         return self
 
-    @abstractmethod
     def _fit(self, train: Split, *, run: Path | None, progress: bool, resume: bool) -> float:
         """Fit to a split of good images; returns the seconds it took, earlier parts of a resumed run included."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _score(self, images: Tensor) -> Tensor:
         """Return score maps (B, H, W), float32, of images (B, 3, H, W) float in [0, 1], both on the device.
 
         Called in inference mode and under the configured autocast, with channels-last images.
         """
+        raise NotImplementedError
 
     def _score_left_out(self, images: Tensor) -> Tensor:
         """As :meth:`_score`, of images that it was fitted to: each as if it had not been, where the method can."""
         return self._score(images)
 
-    @abstractmethod
     def _tensors(self) -> dict[str, Tensor]:
         """Return everything that fitting learned."""
+        raise NotImplementedError
 
-    @abstractmethod
     def _restore(self, tensors: dict[str, Tensor], path: Path) -> None:
         """Take over what :meth:`_tensors` returned, read from the file ``path``; raises CheckpointError on a misfit."""
+        raise NotImplementedError
 
     @torch.inference_mode()
     def predict(self, images: Any) -> Prediction:
@@ -345,7 +344,7 @@ class AnomalyDetector(ABC):
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.shape = tuple(state["shape"])
         self.calibration = Calibration(**state["calibration"])
-        self.history = read_history(run / HISTORY)
+        self.history = pd.DataFrame(read_history(run / HISTORY))
         return True
 
     def environment(self) -> dict[str, Any]:

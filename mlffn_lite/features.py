@@ -77,7 +77,7 @@ class BackboneDetector(AnomalyDetector):
     def _ready(self, module: M) -> M:
         """Return a module in evaluation, on the device, in the layout that convolutions are fastest in."""
         if module.training or next(module.parameters()).device != self.device:
-            module.to(self.device).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+            module.to(self.device).to(memory_format=torch.channels_last).eval()
         return module
 
     @abstractmethod

@@ -1,7 +1,8 @@
 """Methods, kinds of pseudo-anomalies, backbones and data sources by name, so that one's own stand beside the built-in.
 
 A name is one of :data:`BUILT_IN`, an entry point of the group ``mlffn_lite.<group>`` of an installed package, or an
-import path ``"package.module:Name"``. Names travel as text in configurations, and so reach checkpoints and other processes.
+import path ``"package.module:Name"``. Names travel as text in configurations,
+and so reach checkpoints and other processes.
 """
 
 from __future__ import annotations

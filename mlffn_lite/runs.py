@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import safetensors
 import safetensors.torch
 import torch
@@ -95,7 +94,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ) from error
 
 
-def read_history(path: Path) -> pd.DataFrame:
+def read_history(path: Path) -> list[dict[str, float]]:
     """Read a training's logged steps; none where there is no such file.
 
     Raises
@@ -106,9 +105,9 @@ def read_history(path: Path) -> pd.DataFrame:
     try:
         with path.open(newline="") as file:
             rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        return pd.DataFrame([{**row, "step": int(row["step"])} for row in rows])
+        return [{**row, "step": int(row["step"])} for row in rows]
     except FileNotFoundError:
-        return pd.DataFrame()
+        return []
     except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); remove it to go on") from error
 

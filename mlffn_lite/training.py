@@ -252,8 +252,7 @@ class Trainer:
         if state.get("scaler"):
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        rows = read_history(self.folder / HISTORY).to_dict("records")
-        self.rows = [row for row in rows if row["step"] <= self.step]
+        self.rows = [row for row in read_history(self.folder / HISTORY) if row["step"] <= self.step]
 
     def _prepare_folder(self, resume: bool) -> None:
         """Resume, or refuse to overwrite another run; fails now and not at the first checkpoint if it cannot write."""

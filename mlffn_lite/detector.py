@@ -129,7 +129,7 @@ class AnomalyDetector:
     trains: ClassVar[bool] = False
     """Whether fitting takes optimiser steps, which can be interrupted and resumed."""
 
-    def __new__(cls, config: Config, **options: Any) -> Self:
+    def __new__(cls, config: Config, *arguments: Any, **options: Any) -> Self:
         """Choose the class: that of ``config.method`` where none is named."""
         if cls is not AnomalyDetector:
             return super().__new__(cls)

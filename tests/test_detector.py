@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,16 @@ from mlffn_lite import metrics
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder, read_image
 from mlffn_lite.detector import AnomalyDetector, Calibration, Prediction
-from mlffn_lite.errors import CheckpointError, DataError
+from mlffn_lite.devices import autocast_dtype
+from mlffn_lite.errors import CheckpointError, ConfigError, DataError
+from mlffn_lite.mlffn import MLFFNDetector
+from mlffn_lite.network import MLFFN, MLFFNOutput
 from mlffn_lite.prediction import write_predictions
 
 CONFIG = Config.preset(
     "tiny",
-    model={"width": 16, "tem_levels": 8, "scales": [1, 2]},
+    model={"width": 16},
+    texture={"tem_levels": 8, "scales": [1, 2]},
     train={"steps": 40, "batch": 4, "device": "cpu", "lr": 5e-3},
 )
 
@@ -38,56 +44,23 @@ def test_finds_obvious_defects(fitted: Any, folder: AnomalyFolder) -> None:
     assert (result["shape"], result["images"]) == ([64, 64], 8)
 
 
-@pytest.mark.parametrize("density", [0.0, 3.0])
-def test_prediction_is_equation_9_and_the_density(folder: AnomalyFolder, density: float) -> None:
-    """The map is η(ψ(X)), or its standardised mean with the distance, upsampled; the image score is its maximum."""
-    config = CONFIG.replace(model={"density": density}, train={"steps": 5})
-    detector = AnomalyDetector(config).fit(folder, progress=False)
+def test_prediction_is_equation_9(fitted: Any, folder: AnomalyFolder) -> None:
+    """The map is η(ψ(X)), upsampled; the image score is its maximum."""
+    detector, _ = fitted
     images, network = folder.test.images()[:3], detector.network.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=_bf16(detector)):
-        levels = network.backbone(images.float() / 255)
-        score = network.head(levels).score
-        assert torch.equal(score, network(images.float() / 255).score)
-        if network.density is not None:
-            distance = network.density(network.stacks(levels))
-            (low, width), (near, range_) = network.scales.tolist()
-            score = ((score - low) / width + density * (distance - near) / range_) / (1 + density)
+    dtype = autocast_dtype(detector.config.train.precision, detector.device)
+    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not None):
+        score = network(images.float() / 255).score
     expected = torch.nn.functional.interpolate(score, size=(64, 64), mode="bilinear")[:, 0]
     maps, scores = detector.predict(images)
     torch.testing.assert_close(maps, expected, atol=0.05, rtol=0.05)  # memory format changes the order of sums
     assert torch.equal(scores, maps.amax((1, 2)))
-
-
-def _bf16(detector: AnomalyDetector) -> bool:
-    from mlffn_lite.training import autocast_dtype
-
-    return autocast_dtype(detector.config.train.precision, detector.device) is not None
-
-
-def test_scales_standardise_good_training_images(fitted: Any, folder: AnomalyFolder) -> None:
-    """Of the left-out scores of good images, the median is 0 and the 99.9th percentile 1, part by part."""
-    detector, _ = fitted
-    with torch.inference_mode():
-        parts = detector._run(folder.train.images(), lambda x: detector._parts(x, left_out=True))
-    for values, (low, width) in zip(parts, detector.network.scales, strict=True):
-        ordered = values.float().flatten().sort().values
-        standard = (ordered - low) / width
-        assert abs(float(standard.median())) < 0.05
-        assert standard[int(0.999 * (len(standard) - 1))] == pytest.approx(1, abs=0.1)
-
-
-def test_parts_are_measured_apart(fitted: Any, folder: AnomalyFolder) -> None:
-    detector, _ = fitted
-    parts = detector.evaluate_parts(folder)
-    assert set(parts) == {"score", "density"}
-    assert all(0.5 < values["pixel_auroc"] <= 1 for values in parts.values())
-    assert parts["score"] != parts["density"]
-    plain = AnomalyDetector(CONFIG.replace(model={"density": 0.0}, train={"steps": 1})).fit(folder, progress=False)
-    assert plain.evaluate_parts(folder) == {}
+    assert list(detector.maps(images)) == ["mlffn"]
+    assert torch.equal(detector.maps(images)["mlffn"], maps)
 
 
 def test_only_a_score_that_was_trained_to_rise_by_lambda_has_it_as_margin(folder: AnomalyFolder) -> None:
-    config = CONFIG.replace(model={"density": 0.0}, train={"steps": 1}, loss={"lam": 1000.0})
+    config = CONFIG.replace(train={"steps": 1}, loss={"lam": 1000.0})
     learned = AnomalyDetector(config).fit(folder, progress=False)
     distance = config.replace(model={"score": "distance"}, loss={"score": 0.0, "consistency": 0.0})
     plain = AnomalyDetector(distance).fit(folder, progress=False)
@@ -131,18 +104,43 @@ def test_batches_do_not_mix(fitted: Any, folder: AnomalyFolder) -> None:
     torch.testing.assert_close(maps[: len(images)], maps[-len(images) :], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "bad", [torch.zeros(3, 8, 8), torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.int32)]
-)
+@pytest.mark.parametrize("bad", [torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.int32)])
 def test_bad_tensors_are_refused(fitted: Any, bad: torch.Tensor) -> None:
-    with pytest.raises(ValueError, match=r"must be \(B, 3, H, W\)"):
+    with pytest.raises(DataError):
         fitted[0].predict(bad)
 
 
-def test_other_sizes_are_scored_at_their_own(fitted: Any) -> None:
-    maps, scores = fitted[0].predict(torch.rand(2, 3, 40, 90))
-    assert maps.shape == (2, 40, 90)
+def test_every_image_is_scored_at_the_fitted_size(fitted: Any, folder: AnomalyFolder) -> None:
+    """The verdict does not depend on whether an image comes as a file or as pixels of another size."""
+    detector, _ = fitted
+    maps, scores = detector.predict(torch.randint(0, 255, (2, 3, 40, 90), dtype=torch.uint8))
+    assert maps.shape == (2, 64, 64)
     assert scores.shape == (2,)
+    large = [Image.open(p).resize((200, 150)) for p in folder.test.paths[:2]]
+    arrays = torch.stack([torch.from_numpy(np.array(x)).permute(2, 0, 1) for x in large])
+    assert torch.equal(detector.predict(large).maps, detector.predict(arrays).maps)
+
+
+def test_a_folder_opened_otherwise_than_configured_is_refused(fitted: Any, parts: Path, tmp_path: Path) -> None:
+    other = AnomalyFolder(parts, size=96)
+    with pytest.raises(DataError, match="96"):
+        AnomalyDetector(CONFIG).fit(other, progress=False)
+    with pytest.raises(DataError, match="96"):
+        fitted[0].evaluate(other)
+
+
+def test_a_network_of_ones_own_is_trained(folder: AnomalyFolder) -> None:
+    class Doubled(MLFFN):
+        def head(self, levels: list[torch.Tensor]) -> MLFFNOutput:
+            features, distance, score = super().head(levels)
+            return MLFFNOutput(features, distance, 2 * score)
+
+    config = CONFIG.replace(train={"steps": 2})
+    network = Doubled(config.model, config.texture)
+    detector = AnomalyDetector(config, network=network)
+    first = detector.fit(folder, progress=False).predict(folder.test.images()).maps
+    assert detector.network is network
+    assert torch.equal(detector.fit(folder, progress=False).predict(folder.test.images()).maps, first)  # from the start
 
 
 def test_save_and_load_give_the_same_scores(fitted: Any, folder: AnomalyFolder, tmp_path: Path) -> None:
@@ -153,6 +151,49 @@ def test_save_and_load_give_the_same_scores(fitted: Any, folder: AnomalyFolder, 
         loaded = AnomalyDetector.load(place, device="cpu")
         assert torch.equal(loaded.predict(images).maps, detector.predict(images).maps)
         assert (loaded.calibration, loaded.config, loaded.step) == (detector.calibration, CONFIG, 40)
+
+
+def test_the_door_gives_the_class_of_the_method(tmp_path: Path) -> None:
+    detector = AnomalyDetector(CONFIG)
+    assert type(detector) is MLFFNDetector
+    assert detector.method == "mlffn"
+    with pytest.raises(ConfigError, match="is no subclass"):
+        AnomalyDetector(CONFIG.replace(method="mlffn_lite.network:MLFFN"))
+    with pytest.raises(ConfigError, match="cannot import the method 'nowhere:Mine'"):
+        AnomalyDetector(CONFIG.replace(method="nowhere:Mine"))
+
+
+MINE = """
+import torch
+from mlffn_lite.features import FeatureDetector, FeatureParameters
+
+class MeanDistance(FeatureDetector):
+    memory = ("centre",)
+    def __init__(self, config):
+        super().__init__(config, FeatureParameters(levels=(2,)))
+    def _learn(self, features, images):
+        self.centre = torch.cat([x.mean((0, 2, 3))[None] for x in features]).mean(0)
+    def _distances(self, features):
+        return (features - self.centre[:, None, None]).norm(dim=1)
+"""
+
+
+def test_a_method_of_ones_own_is_named_by_its_import_path(
+    folder: AnomalyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mymethods.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    config = CONFIG.replace(method="mymethods:MeanDistance")
+    detector = AnomalyDetector(config).fit(folder, out="run", progress=False)
+    assert detector.evaluate(folder)["image_auroc"] > 0.6
+    order = "import sys, torch; torch.set_num_threads(1); from mlffn_lite.detector import AnomalyDetector; "
+    order += "d = AnomalyDetector.load('run', device='cpu'); print(d.method, float(d.predict(sys.argv[1]).scores[0]))"
+    found = subprocess.run(
+        [sys.executable, "-c", order, folder.test.paths[0]], capture_output=True, text=True, check=True
+    )
+    method, score = found.stdout.split()
+    assert method == "mymethods:MeanDistance"
+    assert float(score) == pytest.approx(float(detector.predict(folder.test.paths[0]).scores[0]))
 
 
 def test_initial_weights_follow_the_seed_alone() -> None:
@@ -186,7 +227,7 @@ def test_damaged_or_foreign_run_folders_are_refused(fitted: Any, tmp_path: Path)
         AnomalyDetector.load(copy)
     (copy / "checkpoint.safetensors").write_bytes(whole)
     (copy / "config.toml").write_text(CONFIG.replace(model={"width": 24}).to_toml())
-    with pytest.raises(CheckpointError, match="do not belong together"):
+    with pytest.raises(CheckpointError, match="another configuration"):
         AnomalyDetector.load(copy)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlffn_lite.config import Config, LossConfig, ModelConfig
+from mlffn_lite.config import Config, LossConfig, ModelConfig, TextureConfig
 from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.losses import resize_mask, total_loss
 from mlffn_lite.network import MLFFN
@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available()
 
 def test_network_and_losses_agree() -> None:
     torch.manual_seed(0)
-    network = MLFFN(ModelConfig(width=16, tem_levels=8, scales=(1, 2))).eval()
+    network = MLFFN(ModelConfig(width=16), TextureConfig(tem_levels=8, scales=(1, 2))).eval()
     images, mask = torch.rand(2, 3, 70, 64), torch.zeros(2, 1, 70, 64, dtype=torch.bool)
     mask[0, :, 10:30, 20:40] = True
     results = {}
@@ -36,7 +36,7 @@ def test_network_and_losses_agree() -> None:
 
 def test_trained_on_the_gpu_runs_on_the_cpu(parts: Path, tmp_path: Path) -> None:
     train = {"steps": 4, "batch": 4, "device": "cuda", "precision": "fp32"}
-    config = Config.preset("tiny", model={"width": 16, "tem_levels": 8}, train=train)
+    config = Config.preset("tiny", model={"width": 16}, texture={"tem_levels": 8}, train=train)
     detector = AnomalyDetector(config).fit(parts, out=tmp_path / "r", progress=False)
     images = torch.rand(2, 3, 64, 64)
     there, here = detector.predict(images), AnomalyDetector.load(tmp_path / "r", device="cpu").predict(images)

@@ -411,7 +411,7 @@ def test_autocast_changes_neither_value_nor_precision(dtype: torch.dtype, scale:
 
 def test_total_is_the_weighted_sum_of_the_terms() -> None:
     features, score, mask = batch()
-    terms = total_loss(features, score, mask, LossConfig(0.5, 2.0, 3.0), generator=seeded())
+    terms = total_loss(features, score, mask, LossConfig(feature=0.5, score=2.0, consistency=3.0), generator=seeded())
     feature = feature_loss(hypersphere_distance(features), mask)
     ranked = score_loss(score, mask, generator=seeded())
     consistency = consistency_loss(features, score, mask)

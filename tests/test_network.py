@@ -8,8 +8,9 @@ from torch import Tensor
 
 from mlffn_lite.backbones import Backbone
 from mlffn_lite.calibration import SelfCalibratedConv
-from mlffn_lite.config import ModelConfig
-from mlffn_lite.network import MLFFN, resize
+from mlffn_lite.config import ModelConfig, TextureConfig
+from mlffn_lite.layers import resize
+from mlffn_lite.network import MLFFN
 from mlffn_lite.texture import StatisticalTexture
 
 # Table 4's rows as configurations, from the baseline to the whole network.
@@ -20,11 +21,13 @@ ARMS: dict[str, dict[str, Any]] = {
     "+score_constraint": {"self_calibration": True, "texture": True, "score": "learned"},
 }
 
+TEXTURE = TextureConfig(tem_levels=8, scales=(1, 2))
+
 
 def small(**changes: Any) -> MLFFN:
     torch.manual_seed(0)
-    settings: dict[str, Any] = {"weights": "none", "width": 16, "tem_levels": 8, "scales": (1, 2)}
-    return MLFFN(ModelConfig(**(settings | changes)))
+    settings: dict[str, Any] = {"weights": "none", "width": 16}
+    return MLFFN(ModelConfig(**(settings | changes)), TEXTURE)
 
 
 @pytest.mark.parametrize("arm", ARMS)
@@ -89,7 +92,7 @@ def test_low_level_and_high_level_both_reach_the_score() -> None:
             return self.levels
 
     body = Levels()
-    network = MLFFN(ModelConfig(width=16, scales=(1, 2), tem_levels=8), Backbone(body, (4, 6, 8)))
+    network = MLFFN(ModelConfig(width=16), TEXTURE, Backbone(body, (4, 6, 8)))
     with torch.enable_grad():
         network(torch.rand(2, 3, 64, 64)).score.sum().backward()
     assert all(level.grad is not None and level.grad.abs().sum() > 0 for level in body.levels)
@@ -131,18 +134,3 @@ def test_resize_keeps_constants_and_averages_areas(source: tuple[int, int], targ
     torch.testing.assert_close(resize(x, target), torch.full((1, 2, *target), 3.0))
     x = torch.rand(1, 1, 8, 6)
     torch.testing.assert_close(resize(x, (4, 3))[0, 0, 1, 2], x[0, 0, 2:4, 4:6].mean())
-
-
-@pytest.mark.parametrize("strides", [(4,), (8,), (16,), (4, 16), (8, 16), (4, 8, 16)])
-def test_the_density_sees_at_each_stride_the_levels_that_are_no_coarser(strides: tuple[int, ...]) -> None:
-    network = small(density=1.0, density_strides=strides).eval()
-    with torch.no_grad():
-        levels = network.backbone(torch.rand(2, 3, 64, 48))
-        stacks = network.stacks(levels)
-    assert network.density is not None
-    assert network.density.channels == tuple(x.shape[1] for x in stacks)
-    for stride, stack in zip(strides, stacks, strict=True):
-        seen = [level for level, its in zip(levels, (4, 8, 16), strict=True) if its <= stride]
-        size = (64 // stride, 48 // stride)
-        averaged = [torch.nn.functional.adaptive_avg_pool2d(x.float(), size) for x in seen]
-        torch.testing.assert_close(stack, torch.cat(averaged, 1))

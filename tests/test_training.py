@@ -15,19 +15,10 @@ from torch import Tensor
 
 from mlffn_lite.config import Config, TrainConfig
 from mlffn_lite.datasets.folder import AnomalyFolder
+from mlffn_lite.devices import autocast_dtype, generator_for, resolve_device
 from mlffn_lite.errors import CheckpointError, MlffnError, TrainingError
 from mlffn_lite.network import MLFFN
-from mlffn_lite.training import (
-    Interrupted,
-    Trainer,
-    autocast_dtype,
-    batch_indices,
-    build_optimizer,
-    generator_for,
-    resolve_device,
-    set_rate,
-    total_steps,
-)
+from mlffn_lite.training import Interrupted, Trainer, batch_indices, build_optimizer, set_rate, total_steps
 
 TIMING = ["images_per_s"]
 
@@ -35,14 +26,15 @@ TIMING = ["images_per_s"]
 def tiny(**train: Any) -> Config:
     return Config.preset(
         "tiny",
-        model={"width": 16, "tem_levels": 8, "scales": [1, 2]},
+        model={"width": 16},
+        texture={"tem_levels": 8, "scales": [1, 2]},
         train={"steps": 12, "batch": 4, "device": "cpu", "checkpoint_every": 5} | train,
     )
 
 
 def trainer(config: Config, folder: Path | None = None) -> Trainer:
     torch.manual_seed(config.train.seed)
-    return Trainer(MLFFN(config.model), config, folder=folder)
+    return Trainer(MLFFN(config.model, config.texture), config, folder=folder)
 
 
 @pytest.fixture(scope="module")
@@ -198,10 +190,10 @@ def test_a_damaged_history_is_one_clear_error(split: Any, tmp_path: Path) -> Non
 
 def test_other_training_images_are_refused(split: Any, tmp_path: Path) -> None:
     config = tiny(steps=2)
-    first = Trainer(MLFFN(config.model), config, folder=tmp_path, data="a")
+    first = Trainer(MLFFN(config.model, config.texture), config, folder=tmp_path, data="a")
     first.fit(split, progress=False)
     with pytest.raises(CheckpointError, match="not those of"):
-        Trainer(MLFFN(config.model), config, folder=tmp_path, data="b").load_checkpoint()
+        Trainer(MLFFN(config.model, config.texture), config, folder=tmp_path, data="b").load_checkpoint()
 
 
 # Table 4 row by row: what is in the network, and which constraints are in the loss.
@@ -271,6 +263,24 @@ def test_generators_depend_on_seed_purpose_and_step_only() -> None:
 
     assert draw(0, "order", 3) == draw(0, "order", 3)
     assert len({tuple(draw(*k)) for k in ((0, "order", 3), (1, "order", 3), (0, "pairs", 3), (0, "order", 4))}) == 4
+
+
+def test_a_generator_of_ones_own_is_trained_on(split: Any) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def bar(images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        mask = torch.zeros(len(images), 1, *images.shape[-2:], dtype=torch.bool)
+        mask[::2, :, 10:14] = True
+        seen.append(tuple(images.shape))
+        return torch.where(mask, 1.0, images.float() / 255), mask
+
+    config = tiny(steps=3)
+    run = Trainer(MLFFN(config.model, config.texture), config, generator=bar)
+    run.fit(split, progress=False)
+    assert seen == [(4, 3, 64, 64)] * 3
+    plain = trainer(config)
+    plain.fit(split, progress=False)
+    assert not same(weights(run), weights(plain))
 
 
 def test_paper_schedule_counts_repeats() -> None:

@@ -12,14 +12,13 @@ from hypothesis import strategies as st
 
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
-from mlffn_lite.density import Moments
+from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.errors import CheckpointError, ConfigError
-from mlffn_lite.peers import load_run
-from mlffn_lite.peers.features import smooth
+from mlffn_lite.features import Moments, smooth
 from mlffn_lite.peers.padim import PaDiM, PaDiMParameters, mahalanobis, whitening
 from mlffn_lite.peers.patchcore import PatchCore
 
-CONFIG = Config.preset("tiny", train={"device": "cpu"})
+CONFIG = Config.preset("tiny", method="padim", train={"device": "cpu"})
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +93,10 @@ def test_maps_are_upsampled_smoothed_distances(fitted: tuple[PaDiM, Path], folde
     detector, _ = fitted
     good, new = folder.train.images(), folder.test.images()[:3]
     with torch.inference_mode():
-        x, y = (detector._run(i, detector._features)[:, detector.channels] for i in (good, new))
+        x, y = (
+            detector._run(i, lambda z: detector._features(detector.backbone(z)))[:, detector.channels]
+            for i in (good, new)
+        )
     x, y = (t.flatten(2).permute(2, 0, 1).double() for t in (x, y))
     expected = reference_distance(x.numpy(), y.numpy(), 0.01)
     maps = torch.tensor(expected).T.reshape(3, 1, 8, 8)
@@ -119,9 +121,9 @@ def test_save_and_load_give_the_same_scores(fitted: tuple[PaDiM, Path], folder: 
 def test_a_run_of_another_method_is_refused(fitted: tuple[PaDiM, Path]) -> None:
     with pytest.raises(CheckpointError, match="holds a run of padim"):
         PatchCore.load(fitted[1])
-    assert type(load_run(fitted[1], device="cpu")) is PaDiM
+    assert type(AnomalyDetector.load(fitted[1], device="cpu")) is PaDiM
     with pytest.raises(CheckpointError, match="not a run folder"):
-        load_run(fitted[1] / "nothing")
+        AnomalyDetector.load(fitted[1] / "nothing")
 
 
 def test_the_seed_draws_the_channels(fitted: tuple[PaDiM, Path], folder: AnomalyFolder) -> None:
@@ -135,7 +137,7 @@ def test_the_seed_draws_the_channels(fitted: tuple[PaDiM, Path], folder: Anomaly
 
 
 def test_other_sizes_are_brought_to_the_grid(fitted: tuple[PaDiM, Path]) -> None:
-    assert fitted[0].predict(torch.rand(2, 3, 90, 40)).maps.shape == (2, 90, 40)
+    assert fitted[0].predict(torch.rand(2, 3, 90, 40)).maps.shape == (2, 64, 64)
 
 
 @pytest.mark.parametrize("bad", [{"levels": (4,)}, {"levels": ()}, {"average": 2}, {"sigma": -1.0}, {"epsilon": 0.0}])

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlffn_lite import registry
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
+from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.errors import CheckpointError, ConfigError
-from mlffn_lite.peers import METHODS, load_method
 from mlffn_lite.peers.patchcore import (
     FinePatchCore,
     PatchCore,
@@ -24,7 +25,7 @@ from mlffn_lite.peers.patchcore import (
 )
 from mlffn_lite.runs import CHECKPOINT, load_tensors, save_tensors
 
-CONFIG = Config.preset("tiny", train={"device": "cpu"})
+CONFIG = Config.preset("tiny", method="patchcore", train={"device": "cpu"})
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +114,7 @@ def test_the_bank_is_a_tenth_of_the_good_patches(fitted: tuple[PatchCore, Path],
     detector, _ = fitted
     images = folder.train.images()
     with torch.inference_mode():
-        patches = detector._run(images, detector._features).flatten(2).mT.flatten(0, 1)
+        patches = detector._run(images, lambda x: detector._features(detector.backbone(x))).flatten(2).mT.flatten(0, 1)
     assert patches.shape == (12 * 8 * 8, 40 + 112)
     assert detector.bank.shape == (77, 40 + 112)
     assert float(nearest(detector.bank, patches)[0].max()) < 1e-3
@@ -149,16 +150,18 @@ def test_features_of_a_resnet_are_averaged_as_in_the_paper(folder: AnomalyFolder
     assert detector.parameters.average == 3
     images = folder.test.images()[:1].float() / 255
     with torch.inference_mode():  # without autocast
-        found, level = detector._features(images)[0], detector.backbone(images)[1][0]
+        levels = detector.backbone.eval()(images)
+        found, level = detector._features(levels)[0], levels[1][0]
     assert found.shape == (128 + 256, 8, 8)
     torch.testing.assert_close(found[:128, 3, 5], level[:, 2:5, 4:7].mean((1, 2)), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found[:128, 0, 0], level[:, :2, :2].mean((1, 2)), atol=1e-5, rtol=1e-4)
 
 
 def test_every_registered_method_is_a_detector_of_that_name() -> None:
-    assert list(METHODS) == [load_method(name).method for name in METHODS]
-    with pytest.raises(ConfigError, match="unknown method 'nonesuch'; choose from mlffn"):
-        load_method("nonesuch")
+    for name in registry.names("methods"):
+        detector = AnomalyDetector(CONFIG.replace(method=name))
+        assert (detector.method, type(detector)) == (name, registry.find("methods", name))
+    assert FinePatchCore(CONFIG).config.method == "patchcore_fine"  # the class called itself, not the configuration
 
 
 @pytest.mark.parametrize("bad", [{"ratio": 0.0}, {"ratio": 1.1}, {"candidates": 0}, {"projection": -1}])

@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from mlffn_lite.density import EIGENVALUE_FLOOR, Moments, MultiscaleDensity, NormalDensity
+from mlffn_lite.beyond.density import EIGENVALUE_FLOOR, DensityDetector, MultiscaleDensity, NormalDensity
+from mlffn_lite.config import Config
+from mlffn_lite.datasets.folder import AnomalyFolder
+from mlffn_lite.detector import AnomalyDetector
+from mlffn_lite.features import Moments, upsample
 
 
 def features(count: int, channels: int = 5, size: tuple[int, int] = (3, 4), seed: int = 0) -> torch.Tensor:
@@ -179,3 +183,36 @@ def test_a_stride_too_few_or_too_many_is_refused() -> None:
     density = MultiscaleDensity([4, 4])
     with pytest.raises(ValueError, match="argument"):
         density.fit([[torch.randn(3, 4, 2, 2)]])
+
+
+TINY = Config.preset("tiny", method="density", train={"device": "cpu", "precision": "fp32"})
+
+
+@pytest.mark.parametrize("strides", [(4,), (8,), (16,), (4, 16), (8, 16), (4, 8, 16)])
+def test_it_sees_at_each_stride_the_levels_that_are_no_coarser(strides: tuple[int, ...]) -> None:
+    detector = DensityDetector(TINY.replace(model={"weights": "none"}, density={"strides": strides}))
+    with torch.no_grad():
+        levels = detector.backbone.eval()(torch.rand(2, 3, 64, 48))
+        stacks = detector._stacks(levels)
+    assert detector.density.channels == tuple(x.shape[1] for x in stacks)
+    for stride, stack in zip(strides, stacks, strict=True):
+        seen = [level for level, its in zip(levels, (4, 8, 16), strict=True) if its <= stride]
+        size = (64 // stride, 48 // stride)
+        averaged = [torch.nn.functional.adaptive_avg_pool2d(x.float(), size) for x in seen]
+        torch.testing.assert_close(stack, torch.cat(averaged, 1))
+
+
+def test_the_method_is_the_density_of_the_levels(folder: AnomalyFolder, tmp_path: Path) -> None:
+    detector = AnomalyDetector(TINY).fit(folder, out=tmp_path / "r", progress=False)
+    assert isinstance(detector, DensityDetector)
+    with torch.inference_mode():
+        train, test = (detector.backbone(x.float() / 255) for x in (folder.train.images(), folder.test.images()))
+        expected = MultiscaleDensity(detector.density.channels, rank=16).fit([detector._stacks(train)])
+        maps = upsample(expected(detector._stacks(test)), (64, 64))
+        good = upsample(expected(detector._stacks(train), left_out=True), (64, 64)).flatten(1)
+    torch.testing.assert_close(detector.predict(folder.test.images()).maps, maps, rtol=1e-2, atol=1e-2)
+    assert detector.calibration is not None
+    assert detector.calibration.threshold == pytest.approx(float(good.amax(1).quantile(0.99)), rel=1e-2)
+    assert detector.evaluate(folder)["image_auroc"] > 0.9
+    loaded = AnomalyDetector.load(tmp_path / "r", device="cpu")
+    assert torch.equal(loaded.predict(folder.test.paths).maps, detector.predict(folder.test.paths).maps)

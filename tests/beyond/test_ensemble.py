@@ -1,0 +1,127 @@
+"""The ensemble: members share a pass, each is standardised on good images, the combination is their weighted mean."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mlffn_lite.beyond.ensemble import EnsembleDetector
+from mlffn_lite.config import Config
+from mlffn_lite.datasets.folder import AnomalyFolder
+from mlffn_lite.detector import AnomalyDetector
+from mlffn_lite.errors import CheckpointError
+from mlffn_lite.training import Interrupted, Trainer
+
+CONFIG = Config.preset(
+    "tiny",
+    method="ensemble",
+    model={"width": 16},
+    texture={"tem_levels": 8, "scales": [1, 2]},
+    train={"steps": 12, "batch": 4, "device": "cpu", "lr": 5e-3},
+)
+
+
+@pytest.fixture(scope="module")
+def fitted(folder: AnomalyFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[EnsembleDetector, Path]:
+    run = tmp_path_factory.mktemp("ensemble") / "r"
+    detector = AnomalyDetector(CONFIG).fit(folder, out=run, progress=False)
+    assert isinstance(detector, EnsembleDetector)
+    return detector, run
+
+
+def test_the_combination_is_the_weighted_mean_of_standardised_maps(fitted: Any, folder: AnomalyFolder) -> None:
+    detector, _ = fitted
+    images = folder.test.images()
+    maps = detector.maps(images)
+    assert list(maps) == ["density", "mlffn", "ensemble"]
+    expected = (2 * maps["density"] + maps["mlffn"]) / 3
+    torch.testing.assert_close(maps["ensemble"], expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(detector.predict(images).maps, maps["ensemble"])
+    for (low, width), member in zip(detector.ranges, detector.members.values(), strict=True):
+        alone = (member.predict(images).maps - low) / width
+        torch.testing.assert_close(maps[member.method], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_members_are_standardised_on_good_images_left_out_where_that_can_be(fitted: Any, folder: AnomalyFolder) -> None:
+    """Of the scores of good images, the median is 0 and the 99.9th percentile 1, member by member."""
+    detector, _ = fitted
+    with torch.inference_mode():
+        good = detector._run(folder.train.images(), lambda x: detector._member_maps(x, left_out=True))
+        inside = detector._run(folder.train.images(), detector._member_maps)
+    for values in detector._standardise(good):
+        ordered = values.flatten().sort().values
+        assert abs(float(ordered.median())) < 0.05
+        assert ordered[int(0.999 * (len(ordered) - 1))] == pytest.approx(1, abs=0.1)
+    density, network = (good - inside).flatten(1).abs().amax(1)
+    assert density > 0.1
+    assert network < 1e-4  # training cannot be undone image by image
+
+
+def test_members_see_one_pass_through_the_backbone(fitted: Any, folder: AnomalyFolder) -> None:
+    detector, _ = fitted
+    passes: list[int] = []
+    backbone = detector.members["mlffn"].backbone
+    hook = backbone.register_forward_hook(lambda *_: passes.append(1))
+    detector.predict(folder.test.images()[:4])
+    hook.remove()
+    assert len(passes) == 1
+    apart = EnsembleDetector(CONFIG.replace(train={"backbone": "train"}))
+    assert apart.members["density"].backbone is not apart.members["mlffn"].backbone  # training would change it
+
+
+def test_trained_members_learn_from_the_ensembles_kinds() -> None:
+    detector = EnsembleDetector(CONFIG.replace(ensemble={"kinds": {"scar": 1.0}}))
+    assert detector.members["mlffn"].config.pseudo.kinds == {"scar": 1.0}
+    assert detector.config.pseudo.kinds == {"confetti": 1.0, "cutpaste": 1.0}
+
+
+def test_save_and_load_give_the_same_scores(fitted: Any, folder: AnomalyFolder) -> None:
+    detector, run = fitted
+    images = folder.test.images()
+    loaded = AnomalyDetector.load(run, device="cpu")
+    assert type(loaded) is EnsembleDetector
+    for name, maps in detector.maps(images).items():
+        assert torch.equal(loaded.maps(images)[name], maps)
+    assert (loaded.calibration, loaded.config, loaded.step) == (detector.calibration, CONFIG, 12)
+    assert len(loaded.history) == len(detector.history) > 0
+    assert sorted(p.name for p in run.iterdir()) == ["checkpoint.safetensors", "config.toml", "history.csv"]
+
+
+def test_any_method_may_be_a_member(folder: AnomalyFolder, tmp_path: Path) -> None:
+    config = CONFIG.replace(ensemble={"members": {"padim": 1.0, "patchcore": 3.0}})
+    detector = AnomalyDetector(config).fit(folder, out=tmp_path / "r", progress=False)
+    assert not detector.trains
+    maps = detector.maps(folder.test.images())
+    torch.testing.assert_close(maps["ensemble"], (maps["padim"] + 3 * maps["patchcore"]) / 4, rtol=1e-5, atol=1e-5)
+    loaded = AnomalyDetector.load(tmp_path / "r", device="cpu")
+    assert torch.equal(loaded.predict(folder.test.paths).maps, maps["ensemble"])
+
+
+def test_interrupted_it_resumes_to_the_bit(
+    folder: AnomalyFolder, fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal in the middle of a member's training leaves a folder that says so, and goes on as if nothing had been."""
+    step = Trainer.train_step
+
+    def interrupted(self: Trainer, images: Any) -> Any:
+        if self.step == 5:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "train_step", interrupted)
+        with pytest.raises(Interrupted):
+            AnomalyDetector(CONFIG).fit(folder, out=tmp_path, progress=False)
+    with pytest.raises(CheckpointError, match="has not finished; finish it with --resume"):
+        AnomalyDetector.load(tmp_path)
+    with pytest.raises(CheckpointError, match="holds a run already"):
+        AnomalyDetector(CONFIG).fit(folder, out=tmp_path, progress=False)
+    resumed = AnomalyDetector(CONFIG).fit(folder, out=tmp_path, resume=True, progress=False)
+    images = folder.test.images()
+    assert torch.equal(resumed.predict(images).maps, fitted[0].predict(images).maps)
+    again = AnomalyDetector(CONFIG).fit(folder, out=tmp_path, resume=True, progress=False)  # finished: it is read
+    assert torch.equal(again.predict(images).maps, fitted[0].predict(images).maps)

@@ -54,7 +54,7 @@ def demo(
     device: Device = None,
 ) -> None:
     """Train on one MiniParts category, evaluate, and write a one-page report (a few minutes on two cores)."""
-    from .datasets.mini import CATEGORIES, miniparts_path
+    from .datasets.miniparts import CATEGORIES, miniparts_path
 
     if category not in CATEGORIES:
         raise ConfigError(f"unknown MiniParts category {category!r}; choose one of {', '.join(CATEGORIES)}")
@@ -156,7 +156,7 @@ def peers(
     config = config.replace(train={} if device is None else {"device": device})
 
     from . import comparison
-    from .datasets.mini import CATEGORIES, miniparts_path
+    from .datasets.miniparts import CATEGORIES, miniparts_path
     from .peers import METHODS
     from .training import resolve_device
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ..config import Config
 from ..datasets.folder import AnomalyFolder
-from ..datasets.mini import CATEGORIES, miniparts_path
+from ..datasets.miniparts import CATEGORIES, miniparts_path
 from ..errors import ConfigError, DataError
 from .cell import Cell
 

@@ -11,7 +11,7 @@ import pandas as pd
 from ..comparison import PERCENT, markdown_table, spread
 from ..config import Config
 from ..datasets.folder import AnomalyFolder
-from ..datasets.mini import CATEGORIES, miniparts_path
+from ..datasets.miniparts import CATEGORIES, miniparts_path
 from ..errors import StudyError
 from ..figures import png_bytes
 from ..htmlreport import ReportFigure, write_report

@@ -20,7 +20,7 @@ import torch
 
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
-from mlffn_lite.datasets.mini import miniparts_path
+from mlffn_lite.datasets.miniparts import miniparts_path
 from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.widgets import HeatmapExplorer, PseudoExplorer, PseudoPainter, RunComparison
 

@@ -94,7 +94,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values), encoding="utf-8")
     folder = home / "notebooks"
-    folder.mkdir()
+    shutil.copytree(NOTEBOOKS / "course", folder / "course", ignore=shutil.ignore_patterns("__pycache__"))
     kinds = ("JUPYTER_CONFIG", "JUPYTER_DATA", "JUPYTER_RUNTIME", "JUPYTERLAB_WORKSPACES")
     places = {f"{kind}_DIR": str(home / kind.lower()) for kind in kinds}
     places["JUPYTERLAB_SETTINGS_DIR"] = str(home / "settings")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from lessons import FOLDER, Task, present, read, tasks
 
+from course.checks import check, find
 from mlffn_lite.errors import ConfigError, MlffnError
-from mlffn_lite.exercises import check, find
 
 TASKS = [task for entry in present() for task in tasks(read(FOLDER / entry.file))]
 

@@ -17,7 +17,7 @@ from lessons import FOLDER, broken_links, code_cells, present, printed, prose, r
 from nbformat import NotebookNode
 from series import IGNORED, METADATA, ROOT, WIDGET, Entry, load_series, nav, pngs
 
-from mlffn_lite import exercises
+from course import checks
 from mlffn_lite.runs import write_atomic
 
 Rule = Callable[[NotebookNode, Entry], Iterable[str]]
@@ -149,10 +149,10 @@ def three_exercises(nb: NotebookNode, entry: Entry) -> Iterable[str]:
 def registered(number: str) -> set[str]:
     """Return the exercises of a notebook that have a check and wrong answers."""
     try:
-        exercises.find(f"{number}.1")
-    except exercises.ConfigError:
+        checks.find(f"{number}.1")
+    except checks.ConfigError:
         return set()
-    return {n for n, e in exercises.EXERCISES.items() if n.startswith(f"{number}.") and e.wrong}
+    return {n for n, e in checks.EXERCISES.items() if n.startswith(f"{number}.") and e.wrong}
 
 
 @rule
@@ -272,7 +272,7 @@ def picture(width: int = 1296) -> NotebookNode:
 @pytest.fixture
 def sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> NotebookNode:
     """A notebook that keeps all rules, and its figure."""
-    monkeypatch.setitem(sys.modules, "mlffn_lite.exercises.nb98", types.ModuleType("nb98"))
+    monkeypatch.setitem(sys.modules, "course.nb98", types.ModuleType("nb98"))
     monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
     write_atomic(tmp_path / "figures" / "98_curve.png", pngs(picture())[0])
     new = nbformat.v4
@@ -285,7 +285,7 @@ def sample(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> NotebookNode:
         new.new_markdown_cell("<details><summary>Answer</summary>\n\nYes.\n</details>"),
     ]
     for i in (1, 2, 3):
-        monkeypatch.setitem(exercises.EXERCISES, f"98.{i}", exercises.Exercise(f"98.{i}", print, {"none": 0}))
+        monkeypatch.setitem(checks.EXERCISES, f"98.{i}", checks.Exercise(f"98.{i}", print, {"none": 0}))
         said = [stream(f"Exercise 98.{i}: not answered yet.\n")]
         cells += [new.new_markdown_cell(TASK.format(i)), new.new_code_cell(f'check("98.{i}", answer)', outputs=said)]
     nb: NotebookNode = new.new_notebook(cells=cells, metadata=METADATA)

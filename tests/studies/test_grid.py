@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlffn_lite.config import Config
-from mlffn_lite.datasets.mini import CATEGORIES, miniparts_path
+from mlffn_lite.datasets.miniparts import CATEGORIES, miniparts_path
 from mlffn_lite.errors import ConfigError, DataError
 from mlffn_lite.studies import grid
 from mlffn_lite.studies.grid import ARMS, RATIOS, Place, arm_config, columns_of, plan, setting_of, study_configs

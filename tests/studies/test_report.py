@@ -20,7 +20,7 @@ from matplotlib.text import Text
 from PIL import Image
 
 from mlffn_lite.datasets.folder import AnomalyFolder
-from mlffn_lite.datasets.mini import miniparts_path
+from mlffn_lite.datasets.miniparts import miniparts_path
 from mlffn_lite.errors import StudyError
 from mlffn_lite.studies import plots, report
 from mlffn_lite.studies.cell import Cell

@@ -10,10 +10,10 @@ import torch
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
 
-from . import __version__
-from .errors import ConfigError
-from .figures import DPI, png_bytes
-from .runs import write_atomic
+from mlffn_lite import __version__
+from mlffn_lite.errors import ConfigError
+from mlffn_lite.figures import DPI, png_bytes
+from mlffn_lite.runs import write_atomic
 
 T = TypeVar("T")
 MODES = ("small", "full")

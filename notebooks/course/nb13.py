@@ -10,8 +10,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..studies.statistics import interval
-from . import exercise
+from mlffn_lite.studies.statistics import interval
+
+from .checks import exercise
 
 
 @exercise(

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlffn_lite.datasets import _render, mini
-from mlffn_lite.datasets.mini import CATEGORIES, COUNTS, VISIBLE, difficulty, render
+from mlffn_lite.datasets.miniparts import CATEGORIES, COUNTS, VISIBLE, difficulty, files, render, scenes
 from mlffn_lite.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -25,8 +24,8 @@ def read(path: Path, mode: str = "RGB") -> np.ndarray:
 
 
 def tiny(root: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Path:
-    monkeypatch.setattr(mini, "COUNTS", {"train": 2, "good": 1, "defect": 1})
-    mini.generate(root, categories=["pills"], size=32, progress=False, **options)  # type: ignore[arg-type]
+    monkeypatch.setattr(files, "COUNTS", {"train": 2, "good": 1, "defect": 1})
+    files.generate(root, categories=["pills"], size=32, progress=False, **options)  # type: ignore[arg-type]
     return root
 
 
@@ -34,8 +33,8 @@ def tiny(root: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Path
 
 
 def test_bundled_set_is_found_and_matches_its_manifest() -> None:
-    assert mini.miniparts_path() == BUNDLED
-    mini.verify_manifest(BUNDLED)
+    assert files.miniparts_path() == BUNDLED
+    files.verify_manifest(BUNDLED)
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -121,29 +120,29 @@ def test_mask_is_the_visible_change_before_grain() -> None:
     flawed[5:9, 9:12] += VISIBLE - 0.1  # not visible
     flawed[5:9, 12:15] -= 50  # near enough that the gap is closed
     flawed[0, 0] += 50  # a speck
-    mask = _render.visible_change(flawed, flawless, VISIBLE)
+    mask = scenes.visible_change(flawed, flawless, VISIBLE)
     expected = np.zeros((20, 20), bool)
     expected[5:9, 5:15] = True
     np.testing.assert_array_equal(mask, expected)
-    assert not _render.visible_change(flawless, flawless, VISIBLE).any()
+    assert not scenes.visible_change(flawless, flawless, VISIBLE).any()
 
 
 def test_mask_may_touch_the_border() -> None:
     flawed = np.zeros((16, 16, 3))
     flawed[:, :3] = 50
     np.testing.assert_array_equal(
-        _render.visible_change(flawed, np.zeros_like(flawed), VISIBLE)[:, :5].sum(0), [16] * 3 + [0] * 2
+        scenes.visible_change(flawed, np.zeros_like(flawed), VISIBLE)[:, :5].sum(0), [16] * 3 + [0] * 2
     )
 
 
 def test_stored_colours_fit_a_palette_and_stay_close() -> None:
     rng = np.random.default_rng(0)
     base = np.array([150.0, 120.0, 90.0]) * rng.uniform(0.3, 1.5, (64, 64, 1)) + rng.normal(0, 2, (64, 64, 3))
-    stored = _render.store(base, (3, 0.02))
+    stored = scenes.store(base, (3, 0.02))
     assert len(np.unique(stored.reshape(-1, 3), axis=0)) <= 256
     assert np.abs(stored - np.clip(base, 0, 255)).mean() < 3
     noise = rng.uniform(0, 255, (64, 64, 3))  # the worst case still fits
-    assert len(np.unique(_render.store(noise, (3, 0.02)).reshape(-1, 3), axis=0)) <= 256
+    assert len(np.unique(scenes.store(noise, (3, 0.02)).reshape(-1, 3), axis=0)) <= 256
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -195,7 +194,7 @@ def test_harder_defects_change_less() -> None:
 
 def test_generate_writes_what_render_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tiny(tmp_path / "new" / "set", monkeypatch, seed=3)
-    mini.verify_manifest(root)
+    files.verify_manifest(root)
     assert [p.name for p in root.parent.iterdir()] == ["set"]  # no draft is left behind
     image, mask = render("pills", "test", "spot", 0, seed=3, size=32)
     np.testing.assert_array_equal(read(root / "pills/test/spot/000.png"), image)
@@ -208,12 +207,12 @@ def test_manifest_names_what_differs_is_missing_or_extra(tmp_path: Path, monkeyp
     (root / "pills/train/good/001.png").unlink()
     (root / "pills/stray.txt").touch()
     with pytest.raises(DataError, match=r"000\.png differ.*001\.png are missing.*stray\.txt are extra"):
-        mini.verify_manifest(root)
-    (root / mini.MANIFEST).write_text("no manifest")
+        files.verify_manifest(root)
+    (root / files.MANIFEST).write_text("no manifest")
     with pytest.raises(DataError, match="missing or unreadable"):
-        mini.verify_manifest(root)
+        files.verify_manifest(root)
     with pytest.raises(DataError, match="missing or unreadable"):
-        mini.verify_manifest(tmp_path / "nowhere")
+        files.verify_manifest(tmp_path / "nowhere")
 
 
 def test_generate_refuses_a_folder_in_use_and_leaves_nothing_half_done(
@@ -223,13 +222,13 @@ def test_generate_refuses_a_folder_in_use_and_leaves_nothing_half_done(
     used.mkdir()
     (used / "mine.txt").touch()
     with pytest.raises(DataError, match="not an empty folder"):
-        mini.generate(used, progress=False)
+        files.generate(used, progress=False)
     assert [p.name for p in used.iterdir()] == ["mine.txt"]
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(mini, "_save", full_disk)
+    monkeypatch.setattr(files, "_save", full_disk)
     with pytest.raises(DataError, match="No space left"):
         tiny(tmp_path / "set", monkeypatch)
     assert [p.name for p in tmp_path.iterdir()] == ["used"]
@@ -256,7 +255,7 @@ def test_size_and_seed_out_of_range_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="seed is -1"):
         render("weave", "train", "good", 0, seed=-1)
     with pytest.raises(DataError, match="32 to 512"):
-        mini.generate(tmp_path / "set", size=8, progress=False)
+        files.generate(tmp_path / "set", size=8, progress=False)
     assert not list(tmp_path.iterdir())
 
 
@@ -266,26 +265,26 @@ def test_an_installation_without_the_set_draws_it_once(
     def small(root: Path) -> None:
         generate(root, categories=["pills"], size=32, progress=False)
 
-    generate = mini.generate
-    monkeypatch.setattr(mini, "COUNTS", {"train": 1, "good": 1, "defect": 0})
-    monkeypatch.setattr(mini, "__file__", str(tmp_path / "site-packages/mlffn_lite/datasets/mini.py"))
-    monkeypatch.setattr(mini.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
-    monkeypatch.setattr(mini, "generate", small)
-    root = mini.miniparts_path()
+    generate = files.generate
+    monkeypatch.setattr(files, "COUNTS", {"train": 1, "good": 1, "defect": 0})
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages/mlffn_lite/datasets/miniparts/files.py"))
+    monkeypatch.setattr(files.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
+    monkeypatch.setattr(files, "generate", small)
+    root = files.miniparts_path()
     assert root.is_relative_to(tmp_path / "cache" / "mlffn-lite")
-    mini.verify_manifest(root)
+    files.verify_manifest(root)
     assert str(root) in capsys.readouterr().err
-    assert mini.miniparts_path() == root
+    assert files.miniparts_path() == root
     assert not capsys.readouterr().err
 
 
 def test_command_draws_and_reports_errors_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(mini, "COUNTS", {"train": 1, "good": 1, "defect": 0})
-    assert mini.main([str(tmp_path / "set"), "--size", "32"]) == 0
-    mini.verify_manifest(tmp_path / "set")
-    assert sorted(p.name for p in (tmp_path / "set").iterdir()) == sorted((*CATEGORIES, mini.MANIFEST))
+    monkeypatch.setattr(files, "COUNTS", {"train": 1, "good": 1, "defect": 0})
+    assert files.main([str(tmp_path / "set"), "--size", "32"]) == 0
+    files.verify_manifest(tmp_path / "set")
+    assert sorted(p.name for p in (tmp_path / "set").iterdir()) == sorted((*CATEGORIES, files.MANIFEST))
     capsys.readouterr()
-    assert mini.main([str(tmp_path / "set")]) == 2
+    assert files.main([str(tmp_path / "set")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

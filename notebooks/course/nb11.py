@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import metrics
-from . import exercise
+from mlffn_lite import metrics
+
+from .checks import exercise
 
 
 def _noise(*shape: int, seed: int = 0) -> Tensor:

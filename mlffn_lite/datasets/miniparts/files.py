@@ -7,7 +7,7 @@ A mask marks what can be seen: the pixels where the picture differs from its *tw
 without the defect, by more than `VISIBLE` grey levels (of 255, in any channel, before grain), closed over gaps of a few
 pixels. The defects share no code with the pseudo-anomalies of §2.1.
 
-``python -m mlffn_lite.datasets.mini OUT`` draws the set into OUT.
+``python -m mlffn_lite.datasets.miniparts OUT`` draws the set into OUT.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import pooch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ..errors import DataError, MlffnError
-from . import _render
+from ...errors import DataError, MlffnError
+from . import scenes
 
 __all__ = ["CATEGORIES", "COUNTS", "VISIBLE", "difficulty", "generate", "miniparts_path", "render", "verify_manifest"]
 
@@ -46,7 +46,7 @@ MANIFEST = "MANIFEST.sha256"
 Name = tuple[str, str, str, int]  # category, split, defect, index
 
 _LEVELS = ("hard", "medium", "medium", "obvious")
-_MAX_SIDE = _render.CANVAS
+_MAX_SIDE = scenes.CANVAS
 
 
 def difficulty(category: str, defect: str, index: int) -> str:
@@ -108,26 +108,26 @@ def render(
     if seed < 0:
         raise DataError(f"seed is {seed}; it must be 0 or more")
     name = zlib.crc32(f"{category}/{split}/{defect}".encode())
-    draw_scene, elevation, steps = _render.SCENES[category]
+    draw_scene, elevation, steps = scenes.SCENES[category]
 
     def rng(purpose: int, attempt: int = 0) -> np.random.Generator:
         return np.random.Generator(np.random.PCG64([seed, name, index, purpose, attempt]))
 
-    look = _render.Look.draw(rng(1), elevation)
+    look = scenes.Look.draw(rng(1), elevation)
 
-    def shoot(flaw: _render.Flaw | None) -> _render.Field:
-        return _render.develop(_render.light(draw_scene(rng(0), flaw), look), look, size)
+    def shoot(flaw: scenes.Flaw | None) -> scenes.Field:
+        return scenes.develop(scenes.light(draw_scene(rng(0), flaw), look), look, size)
 
     picture, mask = shoot(None), np.zeros((size, size), np.bool_)
     if defect != "good" and not twin:
         flawless, least = picture, max(3.0, 12 * (size / 256) ** 2)
         for attempt in range(24):  # a defect that fell where nobody sees it is drawn anew, a little stronger
             level = difficulty(category, defect, index)
-            picture = shoot(_render.Flaw.draw(defect, rng(2, attempt), level, boost=1.15**attempt))
-            mask = _render.visible_change(picture, flawless, VISIBLE)
+            picture = shoot(scenes.Flaw.draw(defect, rng(2, attempt), level, boost=1.15**attempt))
+            mask = scenes.visible_change(picture, flawless, VISIBLE)
             if mask.sum() >= least:
                 break
-    return _render.store(picture + _render.grain(rng(3), look, size), steps), mask
+    return scenes.store(picture + scenes.grain(rng(3), look, size), steps), mask
 
 
 def generate(
@@ -222,7 +222,7 @@ def miniparts_path() -> Path:
     DataError
         If the set is not there and the cache folder cannot be written.
     """
-    bundled = Path(__file__).resolve().parents[2] / "data" / "miniparts"
+    bundled = Path(__file__).resolve().parents[3] / "data" / "miniparts"
     if (bundled / MANIFEST).is_file():
         return bundled
     cached = Path(pooch.os_cache("mlffn-lite")) / "miniparts-1"  # the number grows when the pictures change
@@ -237,8 +237,9 @@ def miniparts_path() -> Path:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run ``python -m mlffn_lite.datasets.mini OUT``."""
-    parser = argparse.ArgumentParser(prog="python -m mlffn_lite.datasets.mini", description="Draw the MiniParts set.")
+    """Run ``python -m mlffn_lite.datasets.miniparts OUT``."""
+    command = "python -m mlffn_lite.datasets.miniparts"
+    parser = argparse.ArgumentParser(prog=command, description="Draw the MiniParts set.")
     parser.add_argument("out", type=Path, help="folder to create")
     parser.add_argument("--category", action="append", dest="categories", help="only this one (repeatable)")
     parser.add_argument("--seed", type=int, default=0)
@@ -302,7 +303,3 @@ def _sha256(path: Path) -> str:
 
 def _enumerate(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

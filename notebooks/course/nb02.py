@@ -7,10 +7,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..datasets import AnomalyFolder
-from ..datasets.mini import miniparts_path
-from ..pseudo import VISIBLE_CHANGE, ConfettiNoise, CutPaste
-from . import exercise
+from mlffn_lite.datasets import AnomalyFolder
+from mlffn_lite.datasets.miniparts import miniparts_path
+from mlffn_lite.pseudo import VISIBLE_CHANGE, ConfettiNoise, CutPaste
+
+from .checks import exercise
 
 Generated = tuple[Tensor, Tensor]
 

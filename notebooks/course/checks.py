@@ -15,7 +15,7 @@ from importlib import import_module
 from types import FunctionType
 from typing import Any
 
-from ..errors import ConfigError
+from mlffn_lite.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,15 @@ def exercise(number: str, *, wrong: Mapping[str, Any]) -> Callable[[Callable[[An
 
 def find(number: str) -> Exercise:
     """Return an exercise by number."""
-    notebook = number.partition(".")[0]
+    module = f"{__package__}.nb{number.partition('.')[0]}"
     try:
-        import_module(f"{__name__}.nb{notebook}")
-        return EXERCISES[number]
-    except (ImportError, KeyError) as error:
-        raise ConfigError(f"there is no exercise {number!r}") from error
+        import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module:  # a check wants something that is not installed: not the number's fault
+            raise
+    if number not in EXERCISES:
+        raise ConfigError(f"there is no exercise {number!r}")
+    return EXERCISES[number]
 
 
 def check(number: str, answer: Any) -> None:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..metrics import image_auroc
-from . import exercise
+from mlffn_lite.metrics import image_auroc
+
+from .checks import exercise
 
 
 @exercise(

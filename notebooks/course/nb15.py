@@ -10,8 +10,9 @@ import ipywidgets  # type: ignore[import-untyped]
 import numpy as np
 from scipy import ndimage
 
-from ..widgets import find_regions
-from . import exercise
+from mlffn_lite.widgets import find_regions
+
+from .checks import exercise
 
 
 @exercise(

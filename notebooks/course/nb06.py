@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..calibration import SelfCalibratedConv
-from . import exercise
+from mlffn_lite.calibration import SelfCalibratedConv
+
+from .checks import exercise
 
 Gate = Callable[[SelfCalibratedConv, Tensor], Tensor]
 

@@ -9,7 +9,7 @@ import matplotlib.figure
 import pytest
 import torch
 
-from mlffn_lite import notebook
+from course import session
 from mlffn_lite.errors import ConfigError
 
 PNG_START = b"\x89PNG\r\n\x1a\n"
@@ -31,15 +31,15 @@ def drawing() -> matplotlib.figure.Figure:
 
 
 def test_setup_seeds_and_says_what_it_runs_with(capsys: pytest.CaptureFixture[str]) -> None:
-    session = notebook.setup("04", seed=3, threads=2)
+    started = session.setup("04", seed=3, threads=2)
     drawn = torch.rand(4)
-    assert session == ("04", "small", 3, torch.device("cpu"), 2)
+    assert started == ("04", "small", 3, torch.device("cpu"), 2)
     assert torch.get_num_threads() == 2
     said = capsys.readouterr().out
     assert said.startswith("mlffn_lite ")
     assert said.endswith("cpu, 2 thread(s), seed 3, mode small\n")
     assert "+" not in said  # a build of torch for CUDA or for the CPU prints the same
-    notebook.setup("04", seed=3)
+    session.setup("04", seed=3)
     assert torch.equal(torch.rand(4), drawn)
     assert torch.get_num_threads() == 1
 
@@ -47,54 +47,54 @@ def test_setup_seeds_and_says_what_it_runs_with(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(("mode", "steps"), [("small", 60), ("full", 400)])
 def test_budget_follows_the_mode(mode: str, steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFFN_MODE", mode)
-    assert notebook.setup("01").mode == mode
-    assert notebook.budget(small=60, full=400) == steps
+    assert session.setup("01").mode == mode
+    assert session.budget(small=60, full=400) == steps
 
 
 def test_another_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFFN_MODE", "fast")
     with pytest.raises(ConfigError, match="MLFFN_MODE is 'fast'; set it to small or full"):
-        notebook.setup("01")
+        session.setup("01")
 
 
 @pytest.mark.parametrize("holds", [True, torch.tensor(True), 1])
 def test_a_checkpoint_that_holds_is_printed(holds: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    notebook.checkpoint("sums to one", holds)
+    session.checkpoint("sums to one", holds)
     assert capsys.readouterr().out == "✓ sums to one\n"
 
 
 @pytest.mark.parametrize("holds", [False, torch.tensor(False), 0, None])
 def test_a_checkpoint_that_does_not_hold_stops(holds: Any, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AssertionError, match="does not hold: sums to one"):
-        notebook.checkpoint("sums to one", holds)
+        session.checkpoint("sums to one", holds)
     assert capsys.readouterr().out == ""
 
 
 def test_show_displays_picture_and_caption_and_keeps_the_alt_text(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[Any, Any]] = []
-    monkeypatch.setattr(notebook, "display", lambda x, metadata=None: shown.append((x, metadata)))
-    notebook.show(drawing(), "line", alt="A rising line", caption="Figure 04.1. It rises.")
+    monkeypatch.setattr(session, "display", lambda x, metadata=None: shown.append((x, metadata)))
+    session.show(drawing(), "line", alt="A rising line", caption="Figure 04.1. It rises.")
     (image, metadata), (caption, _) = shown
     assert image.data.startswith(PNG_START)
     assert metadata == {"image/png": {"alt": "A rising line"}}
     assert caption.data == "*Figure 04.1. It rises.*"
     for dpi in (50, 100):
-        notebook.show(drawing(), "line", alt="A rising line", caption="It rises.", dpi=dpi)
+        session.show(drawing(), "line", alt="A rising line", caption="It rises.", dpi=dpi)
         assert struct.unpack(">II", shown[-2][0].data[16:24]) == (3 * dpi, 2 * dpi)
 
 
 def test_show_writes_the_same_file_every_time_and_only_where_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    notebook.setup("07")
-    notebook.show(drawing(), "line", alt="A rising line", caption="It rises.")
+    session.setup("07")
+    session.show(drawing(), "line", alt="A rising line", caption="It rises.")
     monkeypatch.setenv("MLFFN_FIGURES", str(tmp_path / "figures"))
-    notebook.show(drawing(), "line", alt="A rising line", caption="It rises.")
+    session.show(drawing(), "line", alt="A rising line", caption="It rises.")
     (path,) = (tmp_path / "figures").iterdir()
     first = path.read_bytes()
     assert path.name == "07_line.png"
     assert first.startswith(PNG_START)
-    notebook.show(drawing(), "line", alt="A rising line", caption="It rises.")
+    session.show(drawing(), "line", alt="A rising line", caption="It rises.")
     assert path.read_bytes() == first
-    notebook.show(b"a PNG", "given", alt="Bytes as they are", caption="Given.")
+    session.show(b"a PNG", "given", alt="Bytes as they are", caption="Given.")
     assert (tmp_path / "figures" / "07_given.png").read_bytes() == b"a PNG"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import exercise
+from .checks import exercise
 
 
 def _rounded(x: Tensor, low: float, high: float, levels: int) -> Tensor:

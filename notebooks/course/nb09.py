@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..losses import score_loss
-from . import exercise
+from mlffn_lite.losses import score_loss
+
+from .checks import exercise
 
 
 def _example(seed: int = 9) -> tuple[Tensor, Tensor]:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..texture import cooccurrence_2d, quantize_1d
-from . import exercise
+from mlffn_lite.texture import cooccurrence_2d, quantize_1d
+
+from .checks import exercise
 
 
 def _pairs(levels: Tensor, count: int, down: int = 0) -> Tensor:

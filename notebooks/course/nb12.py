@@ -8,10 +8,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from ..config import Config
-from ..studies.grid import arm_config, ratio_config, study_config
-from ..studies.statistics import interval
-from . import exercise
+from mlffn_lite.config import Config
+from mlffn_lite.studies.grid import arm_config, ratio_config, study_config
+from mlffn_lite.studies.statistics import interval
+
+from .checks import exercise
 
 Effect = tuple[float, float, float]
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..losses import feature_loss
-from . import exercise
+from mlffn_lite.losses import feature_loss
+
+from .checks import exercise
 
 
 @exercise(

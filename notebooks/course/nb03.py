@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from . import exercise
+from .checks import exercise
 
 Layers = Sequence[tuple[int, int, int]]
 

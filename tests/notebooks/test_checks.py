@@ -7,17 +7,17 @@ from typing import Any
 import pytest
 import torch
 
-from mlffn_lite import exercises
+from course import checks
 from mlffn_lite.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)
 def doubling(monkeypatch: pytest.MonkeyPatch) -> None:
     """Register exercise 97.1: a function that doubles."""
-    monkeypatch.setattr(exercises, "EXERCISES", {})
-    monkeypatch.setitem(sys.modules, "mlffn_lite.exercises.nb97", types.ModuleType("nb97"))
+    monkeypatch.setattr(checks, "EXERCISES", {})
+    monkeypatch.setitem(sys.modules, "course.nb97", types.ModuleType("nb97"))
 
-    @exercises.exercise("97.1", wrong={"adds": lambda x: x + 2})
+    @checks.exercise("97.1", wrong={"adds": lambda x: x + 2})
     def doubles(answer: Any) -> None:
         assert answer(3) == 6, "three becomes six"
 
@@ -36,7 +36,7 @@ def doubling(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_check_says_how_an_answer_is(answer: Any, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    exercises.check("97.1", answer)
+    checks.check("97.1", answer)
     out, err = capsys.readouterr()
     assert out.startswith(f"Exercise 97.1: {said}")
     assert err == ""
@@ -45,16 +45,16 @@ def test_check_says_how_an_answer_is(answer: Any, said: str, capsys: pytest.Capt
 @pytest.mark.parametrize("number", ["97.2", "96.1", "97", ""])
 def test_an_unknown_exercise_is_the_callers_mistake(number: str) -> None:
     with pytest.raises(ConfigError, match=f"there is no exercise '{number}'"):
-        exercises.check(number, 1)
+        checks.check(number, 1)
 
 
 def test_wrong_answers_are_kept_for_the_tests() -> None:
-    assert list(exercises.find("97.1").wrong) == ["adds"]
+    assert list(checks.find("97.1").wrong) == ["adds"]
 
 
 def test_a_class_or_module_reaches_its_check_as_it_is() -> None:
     seen: list[object] = []
-    exercises.exercise("97.2", wrong={})(seen.append)
+    checks.exercise("97.2", wrong={})(seen.append)
     for answer in (torch.nn.ReLU, torch.nn.ReLU()):
-        exercises.check("97.2", answer)
+        checks.check("97.2", answer)
         assert seen.pop() is answer

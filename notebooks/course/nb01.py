@@ -7,9 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..losses import resize_mask
-from ..metrics import image_auroc
-from . import exercise
+from mlffn_lite.losses import resize_mask
+from mlffn_lite.metrics import image_auroc
+
+from .checks import exercise
 
 
 def _noise(*shape: int, seed: int = 0) -> Tensor:

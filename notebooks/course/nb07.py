@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..config import ModelConfig
-from ..network import MLFFN, resize
-from . import exercise
+from mlffn_lite.config import ModelConfig
+from mlffn_lite.network import MLFFN, resize
+
+from .checks import exercise
 
 
 class _Levels(nn.Module):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import exercise
+from .checks import exercise
 
 
 def _divergence(q: Tensor, p: Tensor) -> Tensor:

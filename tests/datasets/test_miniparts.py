@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mlffn_lite.datasets.miniparts import CATEGORIES, COUNTS, VISIBLE, difficulty, files, render, scenes
+from mlffn_lite.datasets.miniparts import CATEGORIES, COUNTS, VISIBLE, difficulty, drawing, files, names, render
+from mlffn_lite.datasets.miniparts.__main__ import main
 from mlffn_lite.errors import DataError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -24,7 +25,7 @@ def read(path: Path, mode: str = "RGB") -> np.ndarray:
 
 
 def tiny(root: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> Path:
-    monkeypatch.setattr(files, "COUNTS", {"train": 2, "good": 1, "defect": 1})
+    monkeypatch.setattr(names, "COUNTS", {"train": 2, "good": 1, "defect": 1})
     files.generate(root, categories=["pills"], size=32, progress=False, **options)  # type: ignore[arg-type]
     return root
 
@@ -120,29 +121,29 @@ def test_mask_is_the_visible_change_before_grain() -> None:
     flawed[5:9, 9:12] += VISIBLE - 0.1  # not visible
     flawed[5:9, 12:15] -= 50  # near enough that the gap is closed
     flawed[0, 0] += 50  # a speck
-    mask = scenes.visible_change(flawed, flawless, VISIBLE)
+    mask = drawing.visible_change(flawed, flawless, VISIBLE)
     expected = np.zeros((20, 20), bool)
     expected[5:9, 5:15] = True
     np.testing.assert_array_equal(mask, expected)
-    assert not scenes.visible_change(flawless, flawless, VISIBLE).any()
+    assert not drawing.visible_change(flawless, flawless, VISIBLE).any()
 
 
 def test_mask_may_touch_the_border() -> None:
     flawed = np.zeros((16, 16, 3))
     flawed[:, :3] = 50
     np.testing.assert_array_equal(
-        scenes.visible_change(flawed, np.zeros_like(flawed), VISIBLE)[:, :5].sum(0), [16] * 3 + [0] * 2
+        drawing.visible_change(flawed, np.zeros_like(flawed), VISIBLE)[:, :5].sum(0), [16] * 3 + [0] * 2
     )
 
 
 def test_stored_colours_fit_a_palette_and_stay_close() -> None:
     rng = np.random.default_rng(0)
     base = np.array([150.0, 120.0, 90.0]) * rng.uniform(0.3, 1.5, (64, 64, 1)) + rng.normal(0, 2, (64, 64, 3))
-    stored = scenes.store(base, (3, 0.02))
+    stored = drawing.store(base, (3, 0.02))
     assert len(np.unique(stored.reshape(-1, 3), axis=0)) <= 256
     assert np.abs(stored - np.clip(base, 0, 255)).mean() < 3
     noise = rng.uniform(0, 255, (64, 64, 3))  # the worst case still fits
-    assert len(np.unique(scenes.store(noise, (3, 0.02)).reshape(-1, 3), axis=0)) <= 256
+    assert len(np.unique(drawing.store(noise, (3, 0.02)).reshape(-1, 3), axis=0)) <= 256
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -206,7 +207,7 @@ def test_manifest_names_what_differs_is_missing_or_extra(tmp_path: Path, monkeyp
     (root / "pills/train/good/000.png").write_bytes(b"changed")
     (root / "pills/train/good/001.png").unlink()
     (root / "pills/stray.txt").touch()
-    with pytest.raises(DataError, match=r"000\.png differ.*001\.png are missing.*stray\.txt are extra"):
+    with pytest.raises(DataError, match=r"001\.png is missing.*stray\.txt is extra.*000\.png differs"):
         files.verify_manifest(root)
     (root / files.MANIFEST).write_text("no manifest")
     with pytest.raises(DataError, match="missing or unreadable"):
@@ -259,32 +260,13 @@ def test_size_and_seed_out_of_range_are_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_an_installation_without_the_set_draws_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def small(root: Path) -> None:
-        generate(root, categories=["pills"], size=32, progress=False)
-
-    generate = files.generate
-    monkeypatch.setattr(files, "COUNTS", {"train": 1, "good": 1, "defect": 0})
-    monkeypatch.setattr(files, "__file__", str(tmp_path / "site-packages/mlffn_lite/datasets/miniparts/files.py"))
-    monkeypatch.setattr(files.pooch, "os_cache", lambda name: tmp_path / "cache" / name)
-    monkeypatch.setattr(files, "generate", small)
-    root = files.miniparts_path()
-    assert root.is_relative_to(tmp_path / "cache" / "mlffn-lite")
-    files.verify_manifest(root)
-    assert str(root) in capsys.readouterr().err
-    assert files.miniparts_path() == root
-    assert not capsys.readouterr().err
-
-
 def test_command_draws_and_reports_errors_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(files, "COUNTS", {"train": 1, "good": 1, "defect": 0})
-    assert files.main([str(tmp_path / "set"), "--size", "32"]) == 0
+    monkeypatch.setattr(names, "COUNTS", {"train": 1, "good": 1, "defect": 0})
+    assert main([str(tmp_path / "set"), "--size", "32"]) == 0
     files.verify_manifest(tmp_path / "set")
     assert sorted(p.name for p in (tmp_path / "set").iterdir()) == sorted((*CATEGORIES, files.MANIFEST))
     capsys.readouterr()
-    assert files.main([str(tmp_path / "set")]) == 2
+    assert main([str(tmp_path / "set")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import course
 from course import checks
 from mlffn_lite.errors import ConfigError
 
@@ -46,6 +48,15 @@ def test_check_says_how_an_answer_is(answer: Any, said: str, capsys: pytest.Capt
 def test_an_unknown_exercise_is_the_callers_mistake(number: str) -> None:
     with pytest.raises(ConfigError, match=f"there is no exercise '{number}'"):
         checks.check(number, 1)
+
+
+def test_a_check_that_cannot_be_imported_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "nb95.py").write_text("from mlffn_lite.metrics import no_such_name")
+    (tmp_path / "nb94.py").write_text("import no_such_package")
+    monkeypatch.setattr(course, "__path__", [*course.__path__, str(tmp_path)])
+    for number, lacks in (("95.1", "no_such_name"), ("94.1", "no_such_package")):
+        with pytest.raises(ImportError, match=lacks):
+            checks.find(number)
 
 
 def test_wrong_answers_are_kept_for_the_tests() -> None:

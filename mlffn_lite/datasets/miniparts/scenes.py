@@ -1,42 +1,16 @@
-"""How MiniParts' pictures come about: scenes as height maps, light, a camera, and defects put into the scene.
-
-A scene is a height map with an albedo, seen from above. Light makes a picture of it (Lambert, highlights, ambient
-occlusion, soft shadow), a camera adds focus, vignetting and grain. A defect changes the *scene*; the picture of the
-same scene without it, the twin, shows which pixels the defect changed.
-"""
+"""The three scenes, seen from above, and the defects that are put into them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw
 from scipy import ndimage
-from scipy.interpolate import CubicSpline
 
-Field = npt.NDArray[np.floating[Any]]
-Rng = np.random.Generator
-
-CANVAS = 512  # the scene is computed at this side and averaged down: anti-aliasing
-_PX = CANVAS / 256  # canvas pixels per unit; lengths below are in units of 1/256 of the picture's side
-_y, _x = np.mgrid[:CANVAS, :CANVAS].astype(np.float32)
-X: Field = (_x + 0.5) / np.float32(_PX) - 128
-Y: Field = (_y + 0.5) / np.float32(_PX) - 128
-
-
-@dataclass
-class Scene:
-    """Height and its usual range (units), linear albedo (H, W, 3), strength and exponent of highlights, brushing."""
-
-    height: Field
-    relief: float
-    albedo: Field
-    gloss: Field | float
-    shine: float
-    brushed: tuple[Field, Field] | None = None
+from .camera import Scene
+from .canvas import PX, Field, Rng, X, Y, blob, curve, mix, noise, rgb, step
 
 
 @dataclass(frozen=True)
@@ -55,149 +29,6 @@ class Flaw:
         low, high = {"hard": (0.40, 0.70), "medium": (0.70, 1.20), "obvious": (1.20, 2.0)}[level]
         strength, tilt = np.exp(rng.uniform(np.log(low), np.log(high))), np.exp(rng.normal(0, 0.2))
         return cls(kind, rng, level, float(strength * tilt), float(boost * strength / tilt))
-
-
-def noise(rng: Rng, cells: int, octaves: int = 1) -> Field:
-    """Smooth random field of mean 0 and standard deviation about 1; `cells` bumps across in the coarsest octave."""
-    total = np.zeros((CANVAS, CANVAS), np.float32)
-    for octave in range(octaves):
-        n = cells * 2**octave
-        grid = rng.standard_normal((n + 4, n + 4), dtype=np.float32)
-        total += 0.55**octave * resize(grid, CANVAS, Image.Resampling.BICUBIC, box=(2, 2, n + 2, n + 2))
-    return total / total.std()
-
-
-def resize(
-    field: Field, side: int, method: Image.Resampling, box: tuple[float, float, float, float] | None = None
-) -> Field:
-    """Resize a float32 field to (side, side)."""
-    return np.asarray(Image.fromarray(field).resize((side, side), method, box=box))
-
-
-def step(low: float, high: float, x: Field) -> Field:
-    """Smooth step from 0 at low to 1 at high (or falling, when low > high)."""
-    t = np.clip((x - low) / (high - low), 0, 1)
-    return t * t * (3 - 2 * t)
-
-
-def rgb(*channels: float) -> Field:
-    """Colour as an array."""
-    return np.array(channels, np.float32)
-
-
-def mix(a: Field, b: Field | tuple[float, ...], weight: Field) -> Field:
-    """Blend colours: a where weight is 0, b where it is 1."""
-    return a + weight[..., None] * (np.asarray(b, np.float32) - a)
-
-
-def blob(rng: Rng, x: float, y: float, radius: float, ragged: float = 0.25, stretch: float = 1.6) -> Field:
-    """Distance-like field of an irregular blob: below 1 inside, 1 on its edge."""
-    angle, s = rng.uniform(0, np.pi), np.sqrt(rng.uniform(1, stretch))
-    dx, dy = X - x, Y - y
-    a, b = dx * np.cos(angle) + dy * np.sin(angle), dy * np.cos(angle) - dx * np.sin(angle)
-    return np.hypot(a / s, b * s) / radius + ragged * noise(rng, max(6, int(200 / radius)), 3)
-
-
-def curve(rng: Rng, x: float, y: float, length: float, bend: float) -> Field:
-    """Distance of every pixel from a smooth random curve centred near (x, y)."""
-    angle, t = rng.uniform(0, 2 * np.pi), np.linspace(-0.5, 0.5, 5)
-    off, c, s = rng.normal(0, bend * length, 5), np.cos(angle), np.sin(angle)
-    along = np.stack([x + t * length * c - off * s, y + t * length * s + off * c])
-    points = (CubicSpline(t, along, axis=1)(np.linspace(-0.5, 0.5, 80)).T + 128) * _PX
-    canvas = Image.new("L", (CANVAS, CANVAS), 255)
-    ImageDraw.Draw(canvas).line([tuple(p) for p in points], fill=0, width=1)
-    return (ndimage.distance_transform_edt(np.asarray(canvas)) / _PX).astype(np.float32)
-
-
-# --- light and camera -------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Look:
-    """Light and camera of one picture; every picture draws its own."""
-
-    azimuth: float
-    elevation: float
-    exposure: float
-    tint: Field
-    shading: Field
-    focus: float
-    grain: float
-
-    @classmethod
-    def draw(cls, rng: Rng, elevation: float) -> Look:
-        """Draw a look around a light from the upper left."""
-        cx, cy = rng.normal(0, 22, 2)
-        falloff = 1 - rng.uniform(0.10, 0.22) * ((X - cx) ** 2 + (Y - cy) ** 2) / 128**2 / 2
-        slope = 1 + rng.normal(0, 0.05) * X / 128 + rng.normal(0, 0.05) * Y / 128
-        return cls(
-            azimuth=np.deg2rad(rng.uniform(213, 237)),
-            elevation=np.deg2rad(elevation + rng.uniform(-4, 4)),
-            exposure=float(np.exp(rng.normal(0, 0.06))),
-            tint=(1 + rng.normal(0, 0.012, 3)).astype(np.float32),
-            shading=(falloff * slope).astype(np.float32),
-            focus=rng.uniform(0.35, 0.75),
-            grain=rng.uniform(1.2, 2.2),
-        )
-
-
-def _shadow(height: Field, relief: float, lx: float, ly: float, slope: float) -> Field:
-    """Share of the key light that reaches each pixel: march towards the light and look for something higher."""
-    steps = np.arange(0.75, relief / slope + 0.75, max(0.75, relief / slope / 10))
-    pad = int(np.ceil(steps[-1] * _PX)) + 1
-    padded = np.pad(height, pad, mode="edge")
-    worst = np.full_like(height, -8)
-    for t in steps:
-        i, j = pad + round(ly * t * _PX), pad + round(lx * t * _PX)
-        np.maximum(worst, padded[i : i + CANVAS, j : j + CANVAS] - height - np.float32(t * slope), out=worst)
-    return 1 - ndimage.uniform_filter(step(-0.5, 2.0, worst), 3)
-
-
-def _highlight(scene: Scene, nx: Field, ny: Field, nz: Field, lx: float, ly: float, lz: float) -> Field:
-    """Blinn's highlight, or Ward's stretched across the brushing."""
-    hx, hy, hz = np.array([lx, ly, lz + 1]) / np.sqrt(2 + 2 * lz)
-    nh = np.maximum(nx * hx + ny * hy + nz * hz, 1e-3)
-    if scene.brushed is None:
-        return nh**scene.shine
-    tx, ty = scene.brushed
-    ht = (hx - nx * nh) * tx + (hy - ny * nh) * ty
-    across = np.maximum(1 - nh * nh - ht * ht, 0)
-    return np.exp(-((ht / 0.17) ** 2 + across / 0.50**2) / (nh * nh))
-
-
-def light(scene: Scene, look: Look) -> Field:
-    """Linear radiance (CANVAS, CANVAS, 3): occluded ambient light, a key light with shadow, a weak fill light."""
-    h = scene.height
-    gy, gx = np.gradient(h, 1 / _PX)
-    nz = 1 / np.sqrt(1 + gx * gx + gy * gy)
-    nx, ny = -gx * nz, -gy * nz
-    near = ndimage.uniform_filter(h, 9)
-    far = resize(resize(h, 64, Image.Resampling.BOX), CANVAS, Image.Resampling.BICUBIC)
-    occlusion = 1 / (1 + 0.30 * np.maximum(near - h, 0) + 0.10 * np.maximum(far - h, 0))
-    total_diffuse = 0.34 * occlusion * (0.75 + 0.25 * nz)
-    total_gloss = 0.09 * occlusion
-    for turn, power in ((0.0, 1.0), (2.3, 0.22)):
-        az = look.azimuth + turn
-        lx, ly, lz = np.cos(az) * np.cos(look.elevation), np.sin(az) * np.cos(look.elevation), np.sin(look.elevation)
-        seen = occlusion if turn else _shadow(h, scene.relief, np.cos(az), np.sin(az), np.tan(look.elevation))
-        total_diffuse += 0.8 * power * seen * np.maximum(nx * lx + ny * ly + nz * lz, 0)
-        total_gloss += power * seen * _highlight(scene, nx, ny, nz, lx, ly, lz)
-    radiance = scene.albedo * total_diffuse[..., None] + (scene.gloss * total_gloss)[..., None]
-    return radiance * (look.exposure * look.shading[..., None] * look.tint)
-
-
-def develop(radiance: Field, look: Look, size: int) -> Field:
-    """Average down to the picture's size, blur by focus, apply the tone curve: values 0 to 255, no grain yet."""
-    planes = [resize(np.ascontiguousarray(radiance[..., c]), size, Image.Resampling.BOX) for c in range(3)]
-    planes = [ndimage.gaussian_filter(p, look.focus * size / 256) for p in planes]
-    linear = np.maximum(np.stack(planes, -1), 0)
-    return 255 * (1 - np.exp(-1.35 * linear - 0.6 * linear**2)) ** np.float32(1 / 2.2)
-
-
-def grain(rng: Rng, look: Look, size: int) -> Field:
-    """Sensor noise in grey levels (H, W, 1), slightly correlated as after demosaicing."""
-    g = ndimage.gaussian_filter(rng.standard_normal((size, size), dtype=np.float32), 0.6)
-    return (g * (look.grain / g.std()))[..., None]
 
 
 # --- weave: a plain-woven cloth ---------------------------------------------------------------------------------------
@@ -333,7 +164,7 @@ def _drill(rng: Rng, flaw: Flaw | None, x: Field, y: Field, height: Field) -> No
                 floor = -4.5 - 2.5 / flaw.contrast
             else:
                 bore *= 1 - 0.22 * flaw.size**0.5
-        i, j = (int((128 + 82 * f(a)) * _PX) for f in (np.sin, np.cos))
+        i, j = (int((128 + 82 * f(a)) * PX) for f in (np.sin, np.cos))
         here = np.s_[i - 36 : i + 36, j - 36 : j + 36]
         d = np.hypot(x[here] - 82 * np.cos(a), y[here] - 82 * np.sin(a))
         height[here] = np.minimum(height[here], np.interp(d, (bore - 0.6, bore, bore + 2.2, 30), (floor, -2.2, 0, 30)))
@@ -393,7 +224,7 @@ def pills(rng: Rng, flaw: Flaw | None) -> Scene:
     speckle, grit = noise(rng, 100), noise(rng, 150)
     victim = int(flaw.rng.integers(len(places))) if flaw and flaw.kind != "crumbs" else -1
     for k, (x, y, a) in enumerate(places):
-        i, j = int((128 + y) * _PX), int((128 + x) * _PX)
+        i, j = int((128 + y) * PX), int((128 + x) * PX)
         here = np.s_[max(i - 90, 0) : i + 90, max(j - 90, 0) : j + 90]
         c, s = np.float32(np.cos(a) / 1.32), np.float32(np.sin(a) / 1.32)
         dx, dy = X[here] - np.float32(x), Y[here] - np.float32(y)
@@ -473,7 +304,7 @@ def _crumbs(flaw: Flaw, scene: Scene, batch: Field) -> None:
     rng = flaw.rng
     while True:  # most of the tray is free
         x, y = rng.uniform(-95, 95, 2)
-        if scene.height[int((y + 128) * _PX), int((x + 128) * _PX)] < 1.5:
+        if scene.height[int((y + 128) * PX), int((x + 128) * PX)] < 1.5:
             break
     dirt = rng.random() < 0.4
     colour = (0.012, 0.012, 0.014) if dirt else tuple(batch * 0.95)
@@ -487,43 +318,8 @@ def _crumbs(flaw: Flaw, scene: Scene, batch: Field) -> None:
         scene.albedo = mix(scene.albedo, colour, on * np.float32(min(1.0, 0.25 + 0.6 * flaw.contrast)))
 
 
-# --- from scene to stored picture -------------------------------------------------------------------------------------
-
 SCENES: dict[str, tuple[Callable[[Rng, Flaw | None], Scene], float, tuple[int, float]]] = {
     "weave": (weave, 42.0, (3, 0.015)),  # scene, elevation of its light in degrees, steps of luma and hue when stored
     "flange": (flange, 52.0, (3, 0.022)),
     "pills": (pills, 48.0, (4, 0.040)),
 }
-
-
-def visible_change(flawed: Field, twin: Field, threshold: float) -> npt.NDArray[np.bool_]:
-    """Pixels where a channel differs by more than threshold grey levels; gaps up to 4 pixels closed, specks dropped."""
-    changed = np.pad(np.abs(flawed - twin).max(-1) > threshold, 4)
-    closed = ndimage.binary_closing(changed, np.ones((3, 3)), iterations=2)[4:-4, 4:-4]
-    labels, _ = ndimage.label(closed, np.ones((3, 3)))
-    area = np.bincount(labels.ravel())
-    area[0] = 0
-    return (area >= min(6, max(1, area.max())))[labels]
-
-
-def store(picture: Field, steps: tuple[int, float]) -> npt.NDArray[np.uint8]:
-    """Round to at most 256 colours, so that a palette PNG holds the picture in a third of the bytes.
-
-    The grid is one of luma and of two hues relative to luma, which shading hardly changes: few colours go a long way.
-    The step of hue grows only where a picture would need more than 256 colours.
-    """
-    coarse, tone = steps
-    red, green, blue = np.moveaxis(np.clip(np.rint(picture), 0, 255).astype(np.float64), -1, 0)
-    level = np.floor((green + (red + blue) / 2) / (2 * coarse))
-    luma = coarse * level + coarse // 2
-    hues = ((red - blue) / (luma + 60), (green - (red + blue) / 2) / (luma + 60))
-    middle = [np.rint(np.median(hue) * 200) / 200 for hue in hues]
-    while True:
-        warm, lush = (np.rint((h - m) / t) for h, m, t in zip(hues, middle, (2 * tone, tone), strict=True))
-        if len(np.unique(level * 1e6 + warm * 1e3 + lush)) <= 256:
-            break
-        tone *= 1.1
-    warm = (warm * 2 * tone + middle[0]) * (luma + 60) / 2
-    lush = (lush * tone + middle[1]) * (luma + 60) / 2
-    stored = np.stack([luma - lush + warm, luma + lush, luma - lush - warm], -1)
-    return np.clip(np.rint(stored), 0, 255).astype(np.uint8)

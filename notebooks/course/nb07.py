@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,12 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from mlffn_lite.config import ModelConfig
-from mlffn_lite.network import MLFFN, resize
+from mlffn_lite.layers import resize
+from mlffn_lite.network import MLFFN
 
 from .checks import exercise
+
+Stride = Literal[4, 8, 16]
 
 
 class _Levels(nn.Module):
@@ -31,10 +34,10 @@ class _Levels(nn.Module):
         ]
 
 
-def _baseline(channels: tuple[int, int, int], width: int, stride: int = 8) -> MLFFN:
+def _baseline(channels: tuple[int, int, int], width: int, stride: Stride = 8) -> MLFFN:
     config = ModelConfig(width=width, stride=stride, self_calibration=False, texture=False, score="distance")
     levels: Any = _Levels(channels)
-    return MLFFN(config, levels).eval()
+    return MLFFN(config, backbone=levels).eval()
 
 
 def _work(function: Callable[..., Any], *arguments: Any) -> int:
@@ -53,7 +56,7 @@ def _work(function: Callable[..., Any], *arguments: Any) -> int:
 )
 def baseline_parameters(answer: Callable[[tuple[int, int, int], int], int]) -> None:
     """Parameters of the baseline outside the backbone."""
-    for channels, width in (((24, 40, 112), 128), ((256, 512, 1024), 256), ((3, 5, 7), 4)):
+    for channels, width in (((24, 40, 112), 128), ((256, 512, 1024), 256), ((3, 5, 7), 8)):
         expected, given = sum(p.numel() for p in _baseline(channels, width).heads()), answer(channels, width)
         assert given == expected, (
             f"for levels of {channels} channels and width {width} the library's network has {expected} parameters,"
@@ -75,11 +78,12 @@ def baseline_parameters(answer: Callable[[tuple[int, int, int], int], int]) -> N
 )
 def baseline_work(answer: Callable[[tuple[int, int, int], int, int, int], int]) -> None:
     """Multiply-adds of the baseline outside the backbone."""
-    for channels, width, side, stride in (
+    cases: tuple[tuple[tuple[int, int, int], int, int, Stride], ...] = (
         ((24, 40, 112), 32, 64, 8),
         ((24, 40, 112), 32, 64, 4),
-        ((3, 5, 7), 4, 96, 8),
-    ):
+        ((3, 5, 7), 8, 96, 8),
+    )
+    for channels, width, side, stride in cases:
         expected = _work(_baseline(channels, width, stride), torch.zeros(1, 3, side, side))
         given = answer(channels, width, side, stride)
         assert given == expected, (

@@ -6,12 +6,13 @@ A bound, a choice and a meaning stand beside their field. ``Config.model_json_sc
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from . import registry
@@ -45,6 +46,12 @@ class Section(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise ConfigError(_words(type(self), error.errors()[0])) from error
 
 
 class DataConfig(Section):
@@ -265,10 +272,7 @@ class Config(Section):
                     raise ConfigError(f"{name} must be a table of keys, got {changed!r}")
                 changed = {**values[name], **changed}
             values[name] = changed
-        try:
-            return Config.model_validate(values)
-        except ValidationError as error:
-            raise ConfigError(_words(error.errors()[0])) from error
+        return Config(**values)
 
     def override(self, assignments: Sequence[str]) -> Config:
         """Apply assignments such as ``"train.steps=400"``, values written as in TOML (quotes optional).
@@ -329,19 +333,25 @@ class Config(Section):
             return False
 
 
-def _words(error: ErrorDetails) -> str:
+def _words(section: type[Section], error: ErrorDetails) -> str:
     """Say in one line which key is wrong, what was found, and what it may be."""
-    key, value, context = ".".join(map(str, error["loc"])), error["input"], error.get("ctx", {})
+    prefix = section.__name__.removesuffix("Config").lower()
+    key, value = ".".join(map(str, (prefix, *error["loc"]) if prefix else error["loc"])), error["input"]
+    field = section.model_fields.get(str(error["loc"][0])) if len(error["loc"]) == 1 else None
     match error["type"]:
         case "extra_forbidden":
-            section = Config.model_fields[str(error["loc"][0])].annotation
-            return f"unknown key {key}; choose one of {', '.join(sorted(section.model_fields))}"  # type: ignore[union-attr]
+            return f"unknown key {key}; choose one of {', '.join(sorted(section.model_fields))}"
         case "literal_error":
-            return f"{key} = {value!r} is unknown; choose one of {_choices(error)}"
+            choices = error["ctx"]["expected"] if field is None else ", ".join(map(str, get_args(field.annotation)))
+            return f"{key} = {value!r} is unknown; choose one of {choices}"
         case "greater_than_equal" | "less_than_equal":
-            return f"{key} = {value} is out of range; it must {_bounds(error)}"
+            bounds = dict(_bounds(field)) if field is not None else {}
+            limits = error["msg"].removeprefix("Input should ")
+            if len(bounds) == 2:
+                limits = f"lie between {bounds['ge']:g} and {bounds['le']:g}"
+            return f"{key} = {value} is out of range; it must {limits}"
         case "value_error":  # a check of a whole section names its keys itself
-            return f"{key} {context['error']}" if len(error["loc"]) > 1 else str(context["error"])
+            return f"{key} {error['ctx']['error']}" if error["loc"] else str(error["ctx"]["error"])
         case "too_short":
             return f"{key} is empty; give at least one value"
         case "finite_number":
@@ -351,22 +361,11 @@ def _words(error: ErrorDetails) -> str:
     return f"{key} must be {name}, got {value!r}"
 
 
-def _field(error: ErrorDetails) -> Any:
-    section = Config.model_fields[str(error["loc"][0])].annotation
-    return section.model_fields[str(error["loc"][1])]  # type: ignore[union-attr]
-
-
-def _choices(error: ErrorDetails) -> str:
-    return (
-        ", ".join(map(str, get_args(_field(error).annotation))) if len(error["loc"]) == 2 else error["ctx"]["expected"]
-    )
-
-
-def _bounds(error: ErrorDetails) -> str:
-    found = {type(m).__name__: m for m in _field(error).metadata}
-    if "Ge" in found and "Le" in found:
-        return f"lie between {found['Ge'].ge:g} and {found['Le'].le:g}"
-    return error["msg"].removeprefix("Input should ")
+def _bounds(field: FieldInfo) -> Iterator[tuple[str, float]]:
+    for bound in field.metadata:
+        for name in ("ge", "le"):
+            if (limit := getattr(bound, name, None)) is not None:
+                yield name, limit
 
 
 def _parse_value(text: str) -> Any:

@@ -35,7 +35,8 @@ class FeatureParameters:
     levels : tuple of int
         Levels of the backbone that are concatenated: 1, 2, 3 are those at strides 4, 8, 16.
     average : int
-        Side, odd, of the neighbourhood that every level is averaged over; 1 leaves features as they are.
+        Side, odd, of the neighbourhood that every level is averaged over, zeros outside the map; 1 leaves features
+        as they are.
     sigma : float
         Standard deviation of the Gaussian that smooths the score map, in pixels of an image of 256 px; it grows and
         shrinks with the image.  Both papers take 4 and name no other size; 0 leaves the map as it is.
@@ -182,8 +183,8 @@ class FeatureDetector(FrozenDetector):
         side = self.parameters.average
         with no_autocast(levels[0]):
             chosen = [levels[i - 1].float() for i in self.parameters.levels]
-            if side > 1:  # at the border, over the neighbours that exist
-                chosen = [F.avg_pool2d(x, side, 1, side // 2, count_include_pad=False) for x in chosen]
+            if side > 1:  # with zeros outside, as in PatchCore's code: features of the border are paler
+                chosen = [F.avg_pool2d(x, side, 1, side // 2) for x in chosen]
             return torch.cat([resize(x, size) for x in chosen], dim=1)
 
     def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: bool = False) -> Tensor:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from mlffn_lite.config import PRESETS, Config
+from mlffn_lite.config import PRESETS, Config, LossConfig, ModelConfig
 from mlffn_lite.errors import ConfigError
 
 
@@ -175,3 +175,10 @@ def test_the_schema_tells_editors_bounds_choices_and_meanings() -> None:
 def test_values_never_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
         Config().train.steps = 3
+
+
+def test_a_section_by_itself_words_its_errors_alike() -> None:
+    with pytest.raises(ConfigError, match=r"^model\.width = 4 is out of range; it must lie between 8 and 4096$"):
+        ModelConfig(width=4)
+    with pytest.raises(ConfigError, match=r"^unknown key loss\.gama; choose one of balanced"):
+        LossConfig(gama=4.0)  # type: ignore[call-arg]

@@ -110,16 +110,23 @@ def open_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-    except Exception as error:  # on damaged files Pillow's decoders raise anything, from SyntaxError to struct.error
+            return upright(image, path)
+    except DataError:
+        raise
+    except Exception as error:
         why = "not a known image format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DataError(f"{path}: cannot be read ({why})") from error
-    return check_image(image, path)
 
 
-def check_image(image: Image.Image, name: object) -> Image.Image:
-    """Return an image if its size and mode can be used; DataError, which begins with ``name``, if not."""
+def upright(image: Image.Image, name: object) -> Image.Image:
+    """Do the work of :func:`open_image` on an image that is open; ``name`` begins the message of an error."""
+    try:
+        kind = image.format
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        image.format = kind
+    except Exception as error:  # on damaged files Pillow's decoders raise anything, from SyntaxError to struct.error
+        raise DataError(f"{name}: cannot be read ({error})") from error
     if min(image.size) < MIN_SIDE:
         raise DataError(f"{name}: {times(image)} pixels; each side must have at least {MIN_SIDE}")
     if image.mode == "LAB" or (image.mode in _TOP and not _in_range(image)):

@@ -2,7 +2,7 @@
 
 An image is a file, a PIL image, a NumPy array (H, W[, C]) or a tensor ([C, ]H, W), C being 1 to 4; values are uint8,
 uint16, bool, or float in [0, 1]. The same pixels give the same image by every way. A sequence is a list or tuple of
-images, an array (N, H, W[, C]), a tensor (N, C, H, W), or a map-style ``torch.utils.data.Dataset``. Its items are
+images, an array (N, H, W[, 3]), a tensor (N, 3, H, W), or a map-style ``torch.utils.data.Dataset``. Its items are
 
 - an image;
 - ``(image, target, ...)``, a target being a label (0 good, 1 or more a defect), a mask, or a defect's name as ``str``;
@@ -139,6 +139,8 @@ def _sequence(images: Any) -> Any:
     if isinstance(images, np.ndarray | Tensor):
         if not _is_image(images) and images.ndim not in (1, 3, 4):
             raise DataError(f"an array of {images.ndim} axes holds no images; {_KINDS}")
+        if images.ndim == 4 and images.shape[1 if isinstance(images, Tensor) else 3] == 1:
+            raise DataError(f"a batch of grey images {tuple(images.shape)}; repeat the channel three times")
         return [images] if _is_image(images) else images
     if isinstance(images, str | Path | Image.Image | Sample):
         return [images]

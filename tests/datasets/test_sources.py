@@ -115,7 +115,7 @@ def test_grey_arrays_equal_their_files(tmp_path: Path, kind: str, suffix: str) -
     expected = read_image(save(tmp_path / f"a.{suffix}", array), SHAPE)[None]
     ways = [array, [array], torch.from_numpy(array).movedim(-1, 0) if array.ndim == 3 else torch.from_numpy(array)]
     if array.ndim == 2:
-        ways += [array[..., None], torch.from_numpy(array)[None], array[None], torch.from_numpy(array)[None, None]]
+        ways += [array[..., None], torch.from_numpy(array)[None], array[None], [torch.from_numpy(array)[None]]]
     for way in ways:
         assert torch.equal(to_batch(way, SHAPE), expected)
 
@@ -176,6 +176,8 @@ def test_batches_are_lazy_and_empty_ones_have_a_shape(tmp_path: Path) -> None:
         (torch.zeros(2, 40, 30, 3), r"nor a tensor \(3, H, W\), but of shape \(40, 30, 3\)"),
         (torch.zeros(5, 40, 30), r"of shape \(5, 40, 30\)"),
         ([np.zeros(9)], r"of shape \(9,\)"),
+        (torch.zeros(2, 1, 9, 9), r"a batch of grey images \(2, 1, 9, 9\); repeat the channel"),
+        (np.zeros((2, 9, 9, 1)), r"a batch of grey images \(2, 9, 9, 1\)"),
         (np.zeros((1, 2, 9, 9, 3)), "an array of 5 axes holds no images; give a folder"),
         (np.zeros(1), "float64 is no image; give a folder"),
         ([pixels(0), None], "image 0001: NoneType is no image"),

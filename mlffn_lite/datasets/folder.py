@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,8 @@ from ..errors import DataError
 
 MIN_SIDE = 8
 """Images with a shorter side, in pixels, are refused."""
+CACHE_BYTES = 2 * 1024**3
+"""Memory for the decoded pixels of one source."""
 
 # Not pictures, or handed by Pillow to an outside program (Ghostscript): never opened, whatever the suffix says.
 _REFUSED = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
@@ -68,6 +71,24 @@ class Entry:
         """Whether the defective pixels are known (a good image has none)."""
         return self.label == 0 or self.mask is not None
 
+    def open(self) -> tuple[Image.Image, Image.Image | None]:
+        """Return the image and its mask, None without one, at their own size; raises DataError."""
+        return open_image(self.path), None if self.mask is None else open_image(self.mask)
+
+    def log_aspect(self) -> float | None:
+        """Return log(height / width) from the header alone; None, for the reader to report, if it cannot be read."""
+        try:
+            with Image.open(self.path, formats=_FORMATS) as image:
+                turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
+                ratio = float(np.log(image.height / image.width))
+        except Exception:
+            return None
+        return -ratio if turned else ratio
+
+    def digest(self) -> str:
+        """Return the SHA-256 (hex) of the image file; its mask is a file of its own."""
+        return _sha256(self.path)
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -89,15 +110,27 @@ def open_image(path: str | Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=_FORMATS) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-    except Exception as error:  # on damaged files Pillow's decoders raise anything, from SyntaxError to struct.error
+            return upright(image, path)
+    except DataError:
+        raise
+    except Exception as error:
         why = "not a known image format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DataError(f"{path}: cannot be read ({why})") from error
+
+
+def upright(image: Image.Image, name: object) -> Image.Image:
+    """Do the work of :func:`open_image` on an image that is open; ``name`` begins the message of an error."""
+    try:
+        kind = image.format
+        image.load()
+        image = ImageOps.exif_transpose(image)
+        image.format = kind
+    except Exception as error:  # on damaged files Pillow's decoders raise anything, from SyntaxError to struct.error
+        raise DataError(f"{name}: cannot be read ({error})") from error
     if min(image.size) < MIN_SIDE:
-        raise DataError(f"{path}: {times(image)} pixels; each side must have at least {MIN_SIDE}")
+        raise DataError(f"{name}: {times(image)} pixels; each side must have at least {MIN_SIDE}")
     if image.mode == "LAB" or (image.mode in _TOP and not _in_range(image)):
-        raise DataError(f"{path}: mode {image.mode} with values that have no known range; save it with 8 or 16 bits")
+        raise DataError(f"{name}: mode {image.mode} with values that have no known range; save it with 8 or 16 bits")
     return image
 
 
@@ -177,24 +210,14 @@ def _pair(shape: tuple[int, int] | int) -> tuple[int, int]:
 def common_shape(entries: Sequence[Entry], size: int) -> tuple[int, int]:
     """Return the height and width that keep the images' median aspect ratio at about size² pixels.
 
-    Both are multiples of 16, the coarsest stride of the network, and at least 32. Only headers are read; files that
-    cannot be read are left out.
+    Both are multiples of 16, the coarsest stride of the network, and at least 32. Of files only headers are read; those
+    that cannot be read are left out.
     """
-    ratios = [r for r in map_threads(_log_aspect, [e.path for e in entries], None) if r is not None]
+    ratios = [r for r in map_threads(lambda entry: entry.log_aspect(), entries, None) if r is not None]
     ratio = float(np.exp(np.median(ratios))) if ratios else 1.0
     sides = size * np.sqrt(ratio), size / np.sqrt(ratio)
     height, width = (max(32, 16 * round(side / 16)) for side in sides)
     return (size, size) if height == width else (height, width)
-
-
-def _log_aspect(path: Path) -> float | None:
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
-            ratio = float(np.log(image.height / image.width))
-    except Exception:  # reported by the reader, with the other faults
-        return None
-    return -ratio if turned else ratio
 
 
 def scan(root: str | Path) -> Layout:
@@ -256,11 +279,22 @@ def map_threads(function: Callable[[T], R], items: Sequence[T], what: str | None
 class Split(Sequence[Sample]):
     """The samples of a training or test set, all of one size; ``split[i]`` is a :class:`Sample`.
 
-    Made by :class:`AnomalyFolder`. Pixels are kept in memory as uint8, or decoded at each use if they do not fit.
+    Made by :class:`AnomalyFolder` and :func:`~mlffn_lite.datasets.sources.open_source`. Pixels are kept in memory as
+    uint8, or decoded at each use if they do not fit.
     """
 
     def __init__(self, entries: Sequence[Entry], shape: tuple[int, int], pixels: tuple[Tensor, Tensor] | None) -> None:
         self._entries, self._pixels, self.shape = list(entries), pixels, shape
+
+    @classmethod
+    def read(
+        cls, entries: Sequence[Entry], shape: tuple[int, int], what: str, cache_bytes: int = CACHE_BYTES
+    ) -> tuple[Split, list[str]]:
+        """Decode all entries once, and keep them if they fit; returns the usable ones and what is wrong with others."""
+        keep = pixel_bytes(entries, shape) <= cache_bytes
+        images, masks, bad = _decode(entries, shape, what, keep)
+        split = cls(entries, shape, (images, masks) if keep else None)
+        return split.subset([i for i in range(len(split)) if i not in bad]) if bad else split, list(bad.values())
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -281,7 +315,11 @@ class Split(Sequence[Sample]):
         return images, masks
 
     def subset(self, indices: Sequence[int] | Tensor) -> Split:
-        """Return the chosen samples as a split of their own."""
+        """Return the chosen samples as a split of their own; a range without gaps shares the memory of this one."""
+        if isinstance(indices, range) and indices.step == 1:
+            chosen = slice(indices.start, indices.stop)
+            pixels = self._pixels and (self._pixels[0][chosen], self._pixels[1][chosen])
+            return Split(self._entries[chosen], self.shape, pixels)
         index = torch.as_tensor(indices, dtype=torch.long)
         return Split([self._entries[i] for i in index.tolist()], self.shape, self._pixels and self.batch(index))
 
@@ -303,13 +341,18 @@ class Split(Sequence[Sample]):
         return torch.tensor([e.has_mask for e in self._entries], dtype=torch.bool)
 
     @property
+    def entries(self) -> list[Entry]:
+        """What every sample is read from."""
+        return list(self._entries)
+
+    @property
     def defects(self) -> list[str]:
         """The defect of every image, ``"good"`` for good ones."""
         return [e.defect for e in self._entries]
 
     @property
     def paths(self) -> list[Path]:
-        """The file of every image."""
+        """The file of every image; a number where there is none."""
         return [e.path for e in self._entries]
 
     @property
@@ -318,7 +361,50 @@ class Split(Sequence[Sample]):
         return [e.mask for e in self._entries]
 
 
-class AnomalyFolder:
+class Parts:
+    """Training and test images of one category of parts: what every source of data is opened as.
+
+    Parameters
+    ----------
+    root : Path
+        The folder of the files, or a name.
+    train, test : Split
+        Good images, and images whose label is known; each may be empty.
+    overlap : bool
+        Whether training images are in the test split too, as where one labelled data set is opened: fit to it or
+        measure on it, not both.
+    """
+
+    def __init__(self, root: Path, train: Split, test: Split, *, overlap: bool = False) -> None:
+        self.root, self.train, self.test, self.overlap = root, train, test, overlap
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of all images and masks."""
+        return self.train.shape
+
+    def fingerprint(self, *, test: bool = True) -> str:
+        """Return the SHA-256 (hex) of all names and contents in use, with or without the test split."""
+        digest = hashlib.sha256()
+        for path, content in self.digests(test=test).items():
+            digest.update(f"{path}\0{content}\n".encode())
+        return digest.hexdigest()
+
+    def digests(self, *, test: bool = True) -> dict[str, str]:
+        """Return the SHA-256 (hex) of each image and mask in use by its name, with or without the test split."""
+        jobs: list[tuple[Path, Callable[[], str]]] = []
+        for split in (self.train, self.test)[: 1 + test]:
+            jobs += [(e.path, e.digest) for e in split.entries]
+            jobs += [(path, partial(_sha256, path)) for path in split.mask_paths if path is not None]
+        contents = map_threads(lambda job: job[1](), jobs, "hashing")
+        return dict(zip((self.name(path) for path, _ in jobs), contents, strict=True))
+
+    def name(self, path: Path) -> str:
+        """Return the name of an image: its path below :attr:`root`, or the path itself if it lies elsewhere."""
+        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+
+
+class AnomalyFolder(Parts):
     """A data folder in the layout of MVTec AD, or a plain folder of good images.
 
     The layout is ``train/good/*``, ``test/good/*``, ``test/<defect>/*`` and, optionally per image,
@@ -363,7 +449,7 @@ class AnomalyFolder:
         aspect: str = "square",
         shape: tuple[int, int] | None = None,
         skip_bad: bool = False,
-        cache_bytes: int = 2 * 1024**3,
+        cache_bytes: int = CACHE_BYTES,
     ) -> None:
         if min(shape or (size,)) < MIN_SIDE:
             raise ValueError(f"images must have at least {MIN_SIDE} pixels a side, got {shape or size}")
@@ -372,39 +458,29 @@ class AnomalyFolder:
         layout = scan(root)
         if missing := missing_good(layout):
             raise DataError(missing)
-        self.root = layout.root
-        self.shape = shape or (common_shape(layout.train, size) if aspect == "keep" else (size, size))
-        splits: list[Split] = []
-        faults: list[str] = []
-        for name, entries in (("train", layout.train), ("test", layout.test)):
-            needed = len(entries) * 4 * self.shape[0] * self.shape[1]
-            keep = needed <= cache_bytes
-            cache_bytes -= needed * keep
-            images, masks, bad = _decode(entries, self.shape, f"reading {name}", keep)
-            split = Split(entries, self.shape, (images, masks) if keep else None)
-            splits.append(split.subset([i for i in range(len(entries)) if i not in bad]) if bad else split)
-            faults += bad.values()
-        self.train, self.test = splits
-        if faults:
-            found = f"{len(faults)} of {len(layout.train) + len(layout.test)} images"
-            if not skip_bad:
-                raise DataError(f"{found} cannot be used: {few(faults)}; repair them, or skip bad files")
-            warnings.warn(f"skipped {found}: {few(faults)}", stacklevel=2)
-            if not self.train:
-                raise DataError(f"{root} has no good image that can be read")
+        shape = shape or (common_shape(layout.train, size) if aspect == "keep" else (size, size))
+        train, faults = Split.read(layout.train, shape, "reading train", cache_bytes)
+        if (needed := pixel_bytes(layout.train, shape)) <= cache_bytes:
+            cache_bytes -= needed
+        test, more = Split.read(layout.test, shape, "reading test", cache_bytes)
+        super().__init__(layout.root, train, test)
+        report_faults(faults + more, len(layout.train) + len(layout.test), skip_bad)
+        if not train:
+            raise DataError(f"{root} has no good image that can be read")
 
-    def fingerprint(self, *, test: bool = True) -> str:
-        """Return the SHA-256 (hex) of the files in use, relative paths and contents, with or without the test split."""
-        digest = hashlib.sha256()
-        for path, content in self.digests(test=test).items():
-            digest.update(f"{path}\0{content}\n".encode())
-        return digest.hexdigest()
 
-    def digests(self, *, test: bool = True) -> dict[str, str]:
-        """Return the SHA-256 (hex) of each file in use by its relative path, with or without the test split."""
-        files = [p for s in (self.train, self.test)[: 1 + test] for p in (*s.paths, *s.mask_paths) if p is not None]
-        names = (path.relative_to(self.root).as_posix() for path in files)
-        return dict(zip(names, map_threads(_sha256, files, "hashing"), strict=True))
+def pixel_bytes(entries: Sequence[Entry], shape: tuple[int, int]) -> int:
+    """Return the memory that decoded images and masks take."""
+    return len(entries) * 4 * shape[0] * shape[1]
+
+
+def report_faults(faults: Sequence[str], total: int, skip_bad: bool) -> None:
+    """Raise DataError if there are faults in ``total`` images; with ``skip_bad`` warn."""
+    if faults and not skip_bad:
+        found = f"{len(faults)} of {total} images cannot be used: {few(faults)}"
+        raise DataError(f"{found}; repair them, or skip bad files")
+    if faults:
+        warnings.warn(f"skipped {len(faults)} of {total} images: {few(faults)}", stacklevel=3)
 
 
 def _decode(
@@ -417,13 +493,12 @@ def _decode(
     def read(i: int) -> str | None:
         entry = entries[i]
         try:
-            image = open_image(entry.path)
+            image, mask = entry.open()
             pixels = image_tensor(image, shape)
-            mask = None if entry.mask is None else open_image(entry.mask)
         except DataError as error:
             return str(error)
         if mask is not None and mask.size != image.size:
-            return f"{entry.mask}: {mismatch(mask, image)}"
+            return f"{entry.mask or entry.path}: {mismatch(mask, image)}"
         if keep:
             images[i] = pixels
             if mask is not None:

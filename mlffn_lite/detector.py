@@ -176,6 +176,8 @@ class AnomalyDetector:
             If ``out`` holds a run, without ``resume``; or one that is damaged or of another configuration or data.
         """
         parts = self._open(source)
+        if not len(parts.train):
+            raise DataError("there is no good image to fit to; give unlabelled images, or some labelled good")
         self.shape = parts.shape
         run = Path(out) if out is not None else None
         if run is not None:
@@ -267,7 +269,7 @@ class AnomalyDetector:
     def evaluate_split(self, split: Split) -> tuple[dict[str, Any], Prediction]:
         """As :meth:`evaluate`, and return the prediction too."""
         if not len(split):
-            raise DataError("there are no test images; put some into test/good and test/<defect>")
+            raise DataError("there are no test images; put some into test/good and test/<defect>, or give labelled images")
         started = time.perf_counter()
         prediction = self.predict_split(split)
         seconds = time.perf_counter() - started
@@ -373,7 +375,8 @@ class AnomalyDetector:
             The content of ``metrics.json``, and the prediction for the test images if there are any.
         """
         parts = self._open(source)
-        measured, prediction = self.evaluate_split(parts.test) if len(parts.test) else ({}, None)
+        apart = len(parts.test) and not parts.overlap  # a set is not measured on what it was fitted to
+        measured, prediction = self.evaluate_split(parts.test) if apart else ({}, None)
         result = {
             **measured,
             "shape": list(parts.shape),

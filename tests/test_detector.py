@@ -236,6 +236,17 @@ def test_no_test_images_is_a_clear_error(fitted: Any, parts: Path) -> None:
         fitted[0].evaluate(AnomalyFolder(parts / "train" / "good", size=64))
 
 
+def test_one_labelled_set_is_not_measured_on_what_it_was_fitted_to(folder: AnomalyFolder, tmp_path: Path) -> None:
+    items = [(s.image, s.label) for s in folder.test]
+    detector = AnomalyDetector(CONFIG.replace(method="density")).fit(items, progress=False)
+    result, prediction = detector.complete_run(tmp_path, items)
+    assert prediction is None
+    assert "image_auroc" not in result
+    assert detector.evaluate(items)["images"] == len(items)  # but may be asked for
+    with pytest.raises(DataError, match="no good image to fit to"):
+        AnomalyDetector(CONFIG).fit([(s.image, 1) for s in folder.test], progress=False)
+
+
 def test_anomalous_images_without_mask_leave_pixel_metrics_out(fitted: Any, parts: Path, tmp_path: Path) -> None:
     detector, _ = fitted
     shutil.copytree(parts, tmp_path / "p")

@@ -218,7 +218,7 @@ def data_download(
 
 def check_folder(folder: Path, resume: bool) -> None:
     """Refuse to mix a new run with an old one, before anything is read or computed."""
-    from .runs import CHECKPOINT, METRICS
+    from .storage import CHECKPOINT, METRICS
 
     if ((folder / CHECKPOINT).exists() or (folder / METRICS).exists()) and not resume:
         raise CheckpointError(f"{folder} holds a run already; add --resume to go on, or choose another --out")

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .config import Config
 from .errors import ConfigError
 from .peers import METHODS, load_method
-from .runs import write_atomic
+from .storage import write_atomic
 from .studies.cell import Cell, digest_of
 from .studies.grid import open_places
 from .studies.run import attempt

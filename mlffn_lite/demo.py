@@ -15,7 +15,7 @@ from .detector import AnomalyDetector, Prediction
 from .errors import CheckpointError
 from .figures import curve_figure, heatmap_panel, save_figure, score_histogram, training_curves
 from .htmlreport import ReportFigure, write_report
-from .runs import CHECKPOINT, HISTORY, METRICS, write_atomic
+from .storage import CHECKPOINT, HISTORY, METRICS, write_atomic
 
 REPORT = "report.html"
 PANEL = "heatmaps.png"

@@ -21,7 +21,7 @@ from .datasets.sources import Parts, iterate_batches, open_source
 from .devices import autocast_dtype, resolve_device
 from .errors import CheckpointError, ConfigError, DataError, TrainingError
 from .layers import normal_range
-from .runs import (
+from .storage import (
     CHECKPOINT,
     CONFIG,
     HISTORY,

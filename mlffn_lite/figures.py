@@ -24,7 +24,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
-from .runs import write_atomic
+from .storage import write_atomic
 
 COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "#CC79A7", "black": "#222222"}
 """Okabe and Ito's palette, whose colours stay apart under every common colour-vision deficiency."""

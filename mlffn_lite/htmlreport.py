@@ -17,7 +17,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from .figures import png_bytes
-from .runs import write_atomic
+from .storage import write_atomic
 
 HEADLINES = {"image_auroc": "Image AUROC", "pixel_auroc": "Pixel AUROC", "pro": "PRO (to 30 % FPR)"}
 

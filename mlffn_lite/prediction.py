@@ -17,7 +17,7 @@ from .datasets.folder import few, list_images, map_threads, open_image, read_ima
 from .detector import PREDICT_BATCH, AnomalyDetector
 from .errors import DataError
 from .figures import overlay
-from .runs import write_atomic
+from .storage import write_atomic
 
 
 def write_predictions(

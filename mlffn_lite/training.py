@@ -26,7 +26,7 @@ from .errors import CheckpointError, TrainingError
 from .losses import LossTerms, resize_mask, total_loss
 from .network import MLFFN
 from .pseudo import PseudoAnomalies
-from .runs import CHECKPOINT, CONFIG, HISTORY, load_tensors, read_history, save_tensors, write_atomic
+from .storage import CHECKPOINT, CONFIG, HISTORY, load_tensors, read_history, save_tensors, write_atomic
 
 LOG_EVERY = 10
 """Steps between rows of the history; losses are read back from the device only then."""

@@ -29,7 +29,7 @@ from nbformat import NotebookNode
 from nbval.kernel import CURRENT_ENV_KERNEL_NAME, NbvalKernelspecManager
 
 from mlffn_lite.errors import MlffnError
-from mlffn_lite.runs import write_atomic
+from mlffn_lite.storage import write_atomic
 
 ROOT = Path(__file__).resolve().parents[1]
 CELL_SECONDS = 180

@@ -21,7 +21,7 @@ import pytest
 from mlffn_lite import cli, comparison
 from mlffn_lite.config import Config
 from mlffn_lite.errors import StudyError
-from mlffn_lite.runs import write_json
+from mlffn_lite.storage import write_json
 from mlffn_lite.studies.cell import Cell
 
 FAST = ["--preset", "tiny", "--device", "cpu", "--methods", "padim,patchcore", "--seeds", "1"]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from mlffn_lite import comparison
-from mlffn_lite.runs import write_atomic
+from mlffn_lite.storage import write_atomic
 from mlffn_lite.studies.report import write_reports
 
 HERE = Path(__file__).resolve().parent

@@ -17,7 +17,7 @@ from ..detector import PREDICT_BATCH, AnomalyDetector, Calibration, Prediction, 
 from ..errors import CheckpointError
 from ..features import BackboneDetector, FrozenDetector
 from ..layers import normal_range
-from ..runs import CHECKPOINT, CONFIG, HISTORY, write_atomic
+from ..storage import CHECKPOINT, CONFIG, HISTORY, write_atomic
 
 MEMBERS = "members"
 """Folder in a run where members that are trained keep their checkpoints until the whole is fitted."""

@@ -15,7 +15,7 @@ from ..datasets.miniparts import CATEGORIES, miniparts_path
 from ..errors import StudyError
 from ..figures import png_bytes
 from ..htmlreport import ReportFigure, write_report
-from ..runs import write_atomic
+from ..storage import write_atomic
 from .cell import METRICS, digest_of
 from .grid import ARMS, setting_of
 from .plots import ablation_dots, heat_table, map_panel, ratio_curve

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from ..errors import StudyError
-from ..runs import write_json
+from ..storage import write_json
 from .cell import METRICS, NUMERICS, Cell
 from .grid import Place
 

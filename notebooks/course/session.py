@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from mlffn_lite import __version__
 from mlffn_lite.errors import ConfigError
 from mlffn_lite.figures import DPI, png_bytes
-from mlffn_lite.runs import write_atomic
+from mlffn_lite.storage import write_atomic
 
 T = TypeVar("T")
 MODES = ("small", "full")

@@ -15,7 +15,7 @@ import pandas as pd
 
 from mlffn_lite import comparison
 from mlffn_lite.config import Config
-from mlffn_lite.runs import write_atomic
+from mlffn_lite.storage import write_atomic
 
 ARMS: dict[str, list[str]] = {
     "pseudo-anomalies of the paper": ["pseudo.confetti=1", "pseudo.cutpaste=1", "pseudo.blemish=0"],

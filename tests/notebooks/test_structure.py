@@ -18,7 +18,7 @@ from nbformat import NotebookNode
 from series import IGNORED, METADATA, ROOT, WIDGET, Entry, load_series, nav, pngs
 
 from course import checks
-from mlffn_lite.runs import write_atomic
+from mlffn_lite.storage import write_atomic
 
 Rule = Callable[[NotebookNode, Entry], Iterable[str]]
 RULES: dict[str, Rule] = {}

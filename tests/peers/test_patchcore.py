@@ -23,7 +23,7 @@ from mlffn_lite.peers.patchcore import (
     nearest,
     sparse_projection,
 )
-from mlffn_lite.runs import CHECKPOINT, load_tensors, save_tensors
+from mlffn_lite.storage import CHECKPOINT, load_tensors, save_tensors
 
 CONFIG = Config.preset("tiny", method="patchcore", train={"device": "cpu"})
 

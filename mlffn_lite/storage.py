@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from . import __version__
 from .errors import CheckpointError, MlffnError
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -115,8 +116,6 @@ def read_history(path: Path) -> list[dict[str, float]]:
 def environment(device: torch.device) -> dict[str, Any]:
     """Return device, threads, versions and git commit: what stands beside every measured number."""
     import torchvision
-
-    from . import __version__
 
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {

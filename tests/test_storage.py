@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mlffn_lite.errors import CheckpointError, MlffnError
-from mlffn_lite.runs import environment, load_tensors, save_tensors, write_atomic, write_json
+from mlffn_lite.storage import environment, load_tensors, save_tensors, write_atomic, write_json
 
 
 def test_tensors_and_state_come_back_exactly(tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class MlffnError(Exception):
     """Base of every error that stems from the user's input or surroundings, not from a bug.
@@ -16,6 +19,10 @@ class ConfigError(MlffnError):
 
 class DataError(MlffnError):
     """A data folder, image or mask that cannot be used as it is."""
+
+
+class UnreadableError(DataError):
+    """Images or masks that cannot be read, where ``skip_bad=True`` would leave them out."""
 
 
 class DownloadError(MlffnError):
@@ -36,3 +43,26 @@ class TrainingError(MlffnError):
 
 class StudyError(MlffnError):
     """A folder of results that is damaged, incompatible, or does not belong to the data."""
+
+
+class MissingExtraError(MlffnError, ImportError):
+    """A package that is not installed, because an extra of this one brings it."""
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Import packages of the extra ``name``; if one is absent, MissingExtraError says how to install it."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        if package == __package__:  # a mistake of ours
+            raise
+        raise MissingExtraError(
+            f"the package {package} is not installed; it comes with pip install 'mlffn-lite[{name}]'"
+        ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the error's name where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

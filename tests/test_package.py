@@ -1,20 +1,52 @@
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
 import mlffn_lite
+import mlffn_lite.datasets
+from mlffn_lite.errors import MissingExtraError, extra, first_line
 
 
-def test_every_public_name_resolves() -> None:
-    for name in mlffn_lite.__all__:
-        assert getattr(mlffn_lite, name).__name__ == name
+def python(code: str) -> None:
+    """Run code in an interpreter of its own."""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("package", [mlffn_lite, mlffn_lite.datasets])
+def test_every_public_name_is_offered_and_resolves(package: ModuleType) -> None:
+    assert len(package.__all__) > 5
+    assert set(dir(package)) == set(package.__all__)
+    assert all(getattr(package, name) is not None for name in package.__all__)
     with pytest.raises(AttributeError, match="nothing"):
-        _ = mlffn_lite.nothing
+        _ = package.nothing
+
+
+def test_a_name_stays_what_it_is_when_its_file_is_imported() -> None:
+    importlib.import_module("mlffn_lite.datasets.verify")
+    assert callable(mlffn_lite.datasets.verify)
 
 
 def test_the_command_line_starts_without_torch() -> None:
-    code = "import sys, mlffn_lite.cli; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python("import sys, mlffn_lite.cli; sys.exit('torch' in sys.modules)")
+
+
+def test_reading_a_folder_needs_nothing_that_downloads() -> None:
+    python("import sys, mlffn_lite.datasets.folder; sys.exit('pooch' in sys.modules or 'requests' in sys.modules)")
+
+
+def test_an_absent_package_names_its_extra() -> None:
+    with pytest.raises(MissingExtraError, match=r"^the package nonesuch .* pip install 'mlffn-lite\[studies\]'$"):
+        with extra("studies"):
+            import nonesuch.inner  # type: ignore[import-not-found] # noqa: F401
+    with pytest.raises(ModuleNotFoundError, match="mlffn_lite"), extra("studies"):
+        import mlffn_lite.nonesuch  # type: ignore[import-not-found] # noqa: F401
+
+
+def test_first_line_of_an_error() -> None:
+    assert first_line(ValueError("\none\ntwo")) == "one"
+    assert first_line(KeyboardInterrupt()) == "KeyboardInterrupt"

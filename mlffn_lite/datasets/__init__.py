@@ -1,19 +1,6 @@
 """Image folders, the bundled MiniParts set, and a catalogue of public sets."""
 
-from .catalog import CATALOG, PublicSet, download
-from .folder import AnomalyFolder, Sample, Split, read_image, read_mask
-from .verify import Finding, VerifyReport, verify
+import lazy_loader
 
-__all__ = [
-    "CATALOG",
-    "AnomalyFolder",
-    "Finding",
-    "PublicSet",
-    "Sample",
-    "Split",
-    "VerifyReport",
-    "download",
-    "read_image",
-    "read_mask",
-    "verify",
-]
+# Lazily, for who reads a folder needs none of what downloads.
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

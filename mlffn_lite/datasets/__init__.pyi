@@ -1,0 +1,11 @@
+from .catalog import CATALOG as CATALOG
+from .catalog import PublicSet as PublicSet
+from .catalog import download as download
+from .folder import AnomalyFolder as AnomalyFolder
+from .folder import Sample as Sample
+from .folder import Split as Split
+from .folder import read_image as read_image
+from .folder import read_mask as read_mask
+from .verify import Finding as Finding
+from .verify import VerifyReport as VerifyReport
+from .verify import verify as verify

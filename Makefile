@@ -7,7 +7,7 @@ WORKERS ?= 2
 TABLES := $(if $(FULL),--set data.size=128 --seeds 3 --out runs/tables-full,--small --set train.steps=128 --seeds 2 --out runs/tables)
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-sanitize-with=notebooks/sanitise.cfg
 
-.PHONY: demo lab test browser tables results lint notebooks lock data figures clean
+.PHONY: demo lab test tables results lint notebooks lock data figures clean
 
 demo: $(READY)  ## train on one bundled category and write a report
 	$(BIN)/mlffn demo
@@ -15,20 +15,17 @@ demo: $(READY)  ## train on one bundled category and write a report
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
-test: $(READY) lint browser  ## lint, types, all tests, and all notebooks
+test: $(READY) lint  ## lint, types, all tests, and all notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) $(NBVAL) notebooks
 
-browser:  ## Chromium for tests/browser, if there is none and apt-get may install it
-	@for name in chromium google-chrome chrome chromium-browser; do command -v $$name >/dev/null && exit; done; \
-	test "$$(id -u)" = 0 && timeout 300 apt-get update </dev/null >/dev/null 2>&1 && \
-		DEBIAN_FRONTEND=noninteractive timeout 300 apt-get install -y chromium </dev/null >/dev/null 2>&1 || \
-		echo "Chromium could not be installed: without it tests/browser is skipped" >&2
-
-lint: $(READY)  ## ruff and mypy
+lint: $(READY)  ## style, types, who may import whom, and that what is imported is declared
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/deptry mlffn_lite
+	$(BIN)/deptry --pep621-dev-dependency-groups "" .
 
 notebooks: $(READY)  ## write their navigation anew, execute them, keep outputs and figures
 	$(BIN)/python notebooks/series.py nav

@@ -14,7 +14,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from .errors import ConfigError, WeightsError
+from .errors import ConfigError, WeightsError, first_line
 
 STRIDES = (4, 8, 16)
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -195,7 +195,7 @@ def _torchvision_resnet(name: str, weights: str) -> _Source:
             _check_name_hash(file)  # torch.hub checks what it downloads, not what lies there already
         except Exception as error:  # urllib, OSError, RuntimeError (hash, damaged file): all mean "not there"
             raise WeightsError(
-                f"cannot get {file.name} ({type(error).__name__}: {_first_line(error)}); download {enum.url} and put"
+                f"cannot get {file.name} ({type(error).__name__}: {first_line(error)}); download {enum.url} and put"
                 f" it into {file.parent} (delete a damaged copy there), or use weights=offline with efficientnet_lite0"
             ) from error
         net.load_state_dict(state)
@@ -236,7 +236,7 @@ def _timm_features(name: str, weights: str) -> _Source:
         if weights != "default":
             raise
         raise WeightsError(
-            f"cannot get timm's weights of {model_name} ({type(error).__name__}: {_first_line(error)}); download them"
+            f"cannot get timm's weights of {model_name} ({type(error).__name__}: {first_line(error)}); download them"
             " elsewhere and set model.weights to the file, or use weights=offline with efficientnet_lite0"
         ) from error
     if hasattr(body, "blocks") and hasattr(body, "_stage_out_idx"):
@@ -295,8 +295,4 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # each reader has its own errors for truncated or foreign files
-        raise WeightsError(f"cannot read weights {path}: {_first_line(error)}") from error
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or ["no details"])[0]
+        raise WeightsError(f"cannot read weights {path}: {first_line(error)}") from error

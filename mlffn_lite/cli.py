@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-import dataclasses
+import math
 import os
 import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
+from . import __version__, registry
 from .config import PRESETS, Config
-from .errors import CheckpointError, ConfigError, DataError, MlffnError
+from .errors import CheckpointError, ConfigError, MlffnError, UnreadableError, extra, first_line
 from .studies.commands import report, study_app
 
-if TYPE_CHECKING:  # torch takes seconds to import; `mlffn --help` shall not
-    from .datasets.folder import AnomalyFolder
 
+class Commands(TyperGroup):
+    """The commands; an error of the user's is one line, and with ``--debug`` the traceback before it."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command that was given."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # the reader of our output has seen enough; typer ends quietly
+            raise
+        except (MlffnError, OSError, MemoryError, UnicodeError, RuntimeError) as error:
+            memory = type(error).__name__ == "OutOfMemoryError"  # torch's, without importing torch
+            if isinstance(error, RuntimeError) and not memory:
+                raise
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            message = str(error) or type(error).__name__
+            if isinstance(error, UnreadableError):
+                message += ", or leave them out with --skip-bad"
+            if memory:
+                message = f"the device is out of memory ({first_line(error)}); lower train.batch or data.size"
+            return fail(message)
+
+
+# Help is plain text: as markup, [distributed] would vanish.
 app = typer.Typer(
-    name="mlffn",
-    help="Image anomaly detection with the multi-level feature fusion network.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
+    name="mlffn", cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
 data_app = typer.Typer(help="Check data folders, list and download public sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
@@ -35,21 +55,40 @@ app.command()(report)
 # Paths are printed as they are: no markup, no emoji, no wrapping.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
+
+def _folder(text: str) -> Path:
+    if not str(text):
+        raise typer.BadParameter("a folder must have a name; . is this one")
+    return Path(text)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        out.print(f"mlffn-lite {__version__}")
+        raise typer.Exit
+
+
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="MVTec-layout folder, or a folder of good images.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mlffn train` wrote.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default CUDA if there is one.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")]
 
 
 @app.callback()
-def options(debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False) -> None:
+def options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
     """Image anomaly detection with the multi-level feature fusion network."""
 
 
 @app.command()
 def demo(
     category: Annotated[str, typer.Option(help="MiniParts category.")] = "weave",
-    folder: Annotated[Path, typer.Option("--out", help="Where to write the run and its report.")] = Path("runs/demo"),
+    folder: Annotated[
+        Path, typer.Option("--out", parser=_folder, metavar="DIR", help="Where to write the run and its report.")
+    ] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Device = None,
 ) -> None:
@@ -58,14 +97,15 @@ def demo(
 
     if category not in CATEGORIES:
         raise ConfigError(f"unknown MiniParts category {category!r}; choose one of {', '.join(CATEGORIES)}")
+    from .datasets.sources import open_source
     from .demo import clear_demo, demo_config, write_run_report
     from .detector import AnomalyDetector
 
     config = demo_config(seed, device or "auto")
-    parts = open_folder(miniparts_path() / category, **dataclasses.asdict(config.data))
+    parts = open_source(miniparts_path() / category, config.data)
     clear_demo(folder)
     detector = AnomalyDetector(config).fit(parts, out=folder)
-    preset = f"lite at {config.data.size} px, {config.train.steps} steps"
+    preset = f"parts at {config.data.size} px, {config.train.steps} steps"
     result, prediction = detector.complete_run(folder, parts, preset=preset)
     assert prediction is not None
     report = write_run_report(folder, detector, parts, result, prediction)
@@ -76,13 +116,16 @@ def demo(
 @app.command()
 def train(
     data: DataFolder,
-    folder: Annotated[Path, typer.Option("--out", help="Run folder to write.")],
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "lite",
+    folder: Annotated[Path, typer.Option("--out", parser=_folder, metavar="DIR", help="Run folder to write.")],
+    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "parts",
     config_file: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed (train.seed).")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: train.steps=400.")] = None,
     device: Device = None,
-    devices: Annotated[int, typer.Option(help="Devices to train on; more than 1 needs the [distributed] extra.")] = 1,
+    threads: Threads = None,
+    devices: Annotated[
+        int, typer.Option(min=1, help="Devices to train on; more than 1 needs the [distributed] extra.")
+    ] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out stopped.")] = False,
     skip_bad: SkipBad = False,
 ) -> None:
@@ -90,34 +133,41 @@ def train(
     config = Config.load(config_file) if config_file else Config.preset(preset)
     config = config.override(settings or [])
     config = config.replace(train={k: v for k, v in (("seed", seed), ("device", device)) if v is not None})
-    source = str(config_file) if config_file else preset
+    check_folder(folder, resume)
+    if config.train.batch < devices:
+        raise ConfigError(f"--devices {devices} must be at most train.batch = {config.train.batch}")
 
+    from .datasets.sources import open_source
     from .detector import AnomalyDetector
     from .training import Interrupted
 
-    check_folder(folder, resume)
-    if devices < 1 or config.train.batch < devices:
-        raise ConfigError(f"--devices {devices} must be at least 1, and at most train.batch = {config.train.batch}")
-    parts = open_folder(data, **dataclasses.asdict(config.data), skip_bad=skip_bad)
-    fabric = launch(config.train.device, devices) if devices > 1 else None
+    use_threads(threads)
+    parts = open_source(data, config.data, skip_bad=skip_bad)
+    fabric = launch(config, devices) if devices > 1 else None
+    first = fabric is None or fabric.global_rank == 0  # of the processes, to speak for all
+    detector = AnomalyDetector(config) if fabric is None else AnomalyDetector(config, fabric=fabric)
     try:
-        detector = AnomalyDetector(config).fit(parts, out=folder, resume=resume, fabric=fabric)
+        detector.fit(parts, out=folder, resume=resume)
     except Interrupted as stop:
-        if fabric is None or fabric.global_rank == 0:
+        if first:
             out.print(f"Stopped after step {stop.step}; go on with the same command and --resume.")
         raise typer.Exit(130) from stop
-    if fabric is None or fabric.global_rank == 0:
-        print_metrics(detector.complete_run(folder, parts, preset=source)[0])
+    if first:
+        print_metrics(detector.complete_run(folder, parts, preset=str(config_file or preset))[0])
         out.print(f"Run: {folder}")
 
 
 @app.command()
-def evaluate(run: RunFolder, data: DataFolder, device: Device = None, skip_bad: SkipBad = False) -> None:
+def evaluate(
+    run: RunFolder, data: DataFolder, device: Device = None, threads: Threads = None, skip_bad: SkipBad = False
+) -> None:
     """Measure a trained detector on the test images of a folder and print the metrics."""
-    from .peers import load_run
+    from .datasets.sources import open_source
+    from .detector import AnomalyDetector
 
-    detector = load_run(run, device=device)
-    result = detector.evaluate(open_folder(data, shape=detector.shape, skip_bad=skip_bad))
+    use_threads(threads)
+    detector = AnomalyDetector.load(run, device=device)
+    result = detector.evaluate(open_source(data, detector.config.data, shape=detector.shape, skip_bad=skip_bad))
     print_metrics({**result, **detector.environment()})
 
 
@@ -125,58 +175,22 @@ def evaluate(run: RunFolder, data: DataFolder, device: Device = None, skip_bad: 
 def predict(
     run: RunFolder,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files or folders of them.")],
-    folder: Annotated[Path, typer.Option("--out", help="Where to write heatmaps and scores.csv.")],
+    folder: Annotated[
+        Path, typer.Option("--out", parser=_folder, metavar="DIR", help="Where to write heatmaps and scores.csv.")
+    ],
     device: Device = None,
+    threads: Threads = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Score images: heatmap overlays on a fixed colour scale, and scores.csv."""
-    from .peers import load_run
-    from .prediction import write_predictions
+    from .detector import AnomalyDetector
+    from .heatmaps import write_predictions
 
-    detector = load_run(run, device=device)
+    use_threads(threads)
+    detector = AnomalyDetector.load(run, device=device)
     table = write_predictions(detector, images, folder, skip_bad=skip_bad)
     count = int(table["anomalous"].sum())
     out.print(f"{len(table)} images, {count} above the threshold; heatmaps and scores.csv are in {folder}")
-
-
-@app.command()
-def peers(
-    data: Annotated[
-        list[Path] | None, typer.Argument(metavar="[DATA…]", help="Folders; by default the MiniParts categories.")
-    ] = None,
-    methods: Annotated[str | None, typer.Option(help="Names, with commas between; by default all.")] = None,
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "lite",
-    seeds: Annotated[int, typer.Option(help="How many seeds, from train.seed on.")] = 3,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: data.size=128.")] = None,
-    folder: Annotated[Path, typer.Option("--out", help="Where cells and tables are kept.")] = Path("runs/peers"),
-    device: Device = None,
-) -> None:
-    """Compare methods on data folders over seeds, in one table; stop it at any time, it goes on where it was."""
-    config = Config.preset(preset).override(settings or [])
-    config = config.replace(train={} if device is None else {"device": device})
-
-    from . import comparison
-    from .datasets.miniparts import CATEGORIES, miniparts_path
-    from .peers import METHODS
-    from .training import resolve_device
-
-    resolve_device(config.train.device)
-    places = data or [miniparts_path() / name for name in CATEGORIES]
-    names = list(METHODS) if methods is None else [name.strip() for name in methods.split(",") if name.strip()]
-    cells = comparison.plan(places, names, config, seeds, " ".join([preset, *(settings or [])]))
-    try:
-        failures = comparison.run(cells, folder)
-    except KeyboardInterrupt as stop:
-        out.print(f"Stopped; finished cells are in {folder}; go on with the same command.")
-        raise typer.Exit(130) from stop
-    for name, reason in failures.items():
-        print(f"mlffn: {name} failed: {reason}", file=sys.stderr)
-    if len(failures) < len(cells):
-        comparison.write_tables(folder)
-        comparison.print_tables(folder, Console(width=None if sys.stdout.isatty() else 120))
-        out.print(f"Tables: {folder / comparison.MARKDOWN}, {folder / comparison.CSV}")
-    if failures:
-        raise typer.Exit(1)
 
 
 @data_app.command("verify")
@@ -208,7 +222,9 @@ def data_download(
     category: Annotated[
         str | None, typer.Option(help="Category whose folder to print; the archive is always fetched whole.")
     ] = None,
-    root: Annotated[Path, typer.Option(help="Folder that the set is put into.")] = Path("datasets"),
+    root: Annotated[Path, typer.Option(parser=_folder, metavar="DIR", help="Folder that the set is put into.")] = Path(
+        "datasets"
+    ),
 ) -> None:
     """Download a public set, verify it, and bring it into MVTec layout."""
     from .datasets.catalog import download
@@ -224,40 +240,44 @@ def check_folder(folder: Path, resume: bool) -> None:
         raise CheckpointError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
 
 
-def open_folder(data: Path, **options: Any) -> AnomalyFolder:
-    """Read a data folder; the hint names the option of this command line."""
-    from .datasets.folder import AnomalyFolder
+def use_threads(threads: int | None) -> None:
+    """Compute with so many threads, if a number was given."""
+    if threads is not None:
+        import torch
 
-    try:
-        return AnomalyFolder(data, **options)
-    except DataError as error:
-        raise DataError(str(error).replace("skip bad files", "use --skip-bad")) from error
+        torch.set_num_threads(threads)
 
 
-def launch(device: str, devices: int) -> Any:
+def launch(config: Config, devices: int) -> Any:
     """Start one process per device through Lightning Fabric and return this process's Fabric."""
-    try:
+    if not registry.find("methods", config.method).trains:
+        raise ConfigError(f"the method {config.method} is not trained; leave out --devices")
+    with extra("distributed"):
         from lightning_fabric import Fabric
-    except ImportError as error:
-        raise ConfigError("several devices need lightning-fabric: pip install 'mlffn-lite[distributed]'") from error
+    device = config.train.device
     accelerator = "auto" if device == "auto" else device.partition(":")[0]
     try:
         fabric = Fabric(accelerator=accelerator, devices=devices, strategy="ddp_find_unused_parameters_true")
         fabric.launch()
     except (ValueError, RuntimeError) as error:  # Fabric's own words for a device that is not there
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"cannot use {devices} devices of kind {device!r}: {reason}") from error
+        raise ConfigError(f"cannot use {devices} devices of kind {device!r}: {first_line(error)}") from error
     return fabric
 
 
 def print_metrics(result: dict[str, Any]) -> None:
-    """Print metrics in percent with what they were measured on."""
+    """Print metrics in percent with what they were measured on; one that is not defined says why."""
     if "image_auroc" not in result:
         out.print("No test images: nothing was measured.")
         return
+    from .metrics import LABELS
+
     height, width = result["shape"]
-    names = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO"}
-    out.print("  ".join(f"{label} {100 * result[key]:.1f}" for key, label in names.items()) + " (percent)")
+    shown = [f"{label} {100 * result[key]:.1f}" for key, label in LABELS.items() if not math.isnan(result[key])]
+    undefined = [label for key, label in LABELS.items() if math.isnan(result[key])]
+    out.print("  ".join(shown) + " (percent)" if shown else "No metric is defined.")
+    if undefined:
+        reason = "good and defective test images" if math.isnan(result["image_auroc"]) else "masks of the defects"
+        out.print(f"Not defined without {reason}: {', '.join(undefined)}")
     out.print(f"seed {result['seed']}, {height}x{width} px, {result['images']} test images, {result['device']}")
 
 
@@ -266,19 +286,25 @@ def main() -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            app()
-    except (MlffnError, OSError, MemoryError, UnicodeError) as error:
-        fail(str(error) or type(error).__name__)
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, without importing torch
-            raise
-        fail(f"the device is out of memory ({str(error).splitlines()[0]}); lower train.batch or data.size")
+            code = app(prog_name="mlffn", standalone_mode=False)
+    except typer.Abort:
+        code = 130
+    except _USAGE_ERROR as error:
+        text = error.format_message()
+        if type(error).__name__ != "NoArgsIsHelpError":  # whose message is the help
+            place = f"; see {error.ctx.command_path} --help" if error.ctx else ""
+            fail(f"{text[:1].lower()}{text[1:].rstrip('.')}{place}")
+        print(text, file=sys.stderr)
+        code = 2
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+# Click's, which typer brings along; where it lies depends on typer's version.
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 
 
 def fail(message: str) -> NoReturn:
-    """Print one line, or first the traceback if ``--debug`` is given, and exit with code 2."""
-    if "--debug" in sys.argv:
-        traceback.print_exc()
+    """Print one line and exit with code 2."""
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks for all
         print(f"mlffn: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -10,11 +10,12 @@ from matplotlib.figure import Figure
 
 from . import metrics
 from .config import Config
-from .datasets.folder import AnomalyFolder, Split
+from .datasets.folder import Split
+from .datasets.sources import Parts
 from .detector import AnomalyDetector, Prediction
 from .errors import CheckpointError
 from .figures import curve_figure, heatmap_panel, save_figure, score_histogram, training_curves
-from .htmlreport import ReportFigure, write_report
+from .page import ReportFigure, write_report
 from .storage import CHECKPOINT, HISTORY, METRICS, write_atomic
 
 REPORT = "report.html"
@@ -24,8 +25,8 @@ _PANEL_ALT = "Rows of test images with the outline of the defect, the score map,
 
 
 def demo_config(seed: int = 0, device: str = "auto") -> Config:
-    """Return the preset ``lite`` at 128 px, about a minute on two cores."""
-    return Config.preset("lite", data={"size": 128}, train={"seed": seed, "device": device})
+    """Return the preset ``parts`` at 128 px, about a minute on two cores."""
+    return Config.preset("parts", data={"size": 128}, train={"seed": seed, "device": device})
 
 
 def clear_demo(folder: Path) -> None:
@@ -37,14 +38,14 @@ def clear_demo(folder: Path) -> None:
         If the folder holds a run that no demonstration wrote.
     """
     if (folder / CHECKPOINT).exists() and not (folder / MARK).exists():
-        raise CheckpointError(f"{folder} holds a run that is not a demonstration; choose another --out")
+        raise CheckpointError(f"{folder} holds a run that is not a demonstration; choose another folder")
     write_atomic(folder / MARK, "written by mlffn demo, which may replace this folder's run\n")
     for name in (CHECKPOINT, HISTORY, METRICS, REPORT, PANEL):
         (folder / name).unlink(missing_ok=True)
 
 
 def write_run_report(
-    folder: Path, detector: AnomalyDetector, parts: AnomalyFolder, result: dict[str, Any], prediction: Prediction
+    folder: Path, detector: AnomalyDetector, parts: Parts, result: dict[str, Any], prediction: Prediction
 ) -> Path:
     """Write the report of a finished run, and a PNG with a typical image per defect; returns the report's path.
 
@@ -54,7 +55,7 @@ def write_run_report(
         The run folder.
     detector : AnomalyDetector
         Fitted.
-    parts : AnomalyFolder
+    parts : Parts
         What it was fitted to and measured on; its test images all have masks.
     result : dict
         The content of ``metrics.json``.
@@ -70,7 +71,7 @@ def write_run_report(
     save_figure(_panel(parts.test, prediction, detector, [0.5]), folder / PANEL, alt=_PANEL_ALT)
     return write_report(
         folder / REPORT,
-        title=f"{parts.root.name}: multi-level feature fusion network",
+        title=f"{parts.root.name}: {detector.method}",
         metrics=result,
         figures=[
             ReportFigure(

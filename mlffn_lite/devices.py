@@ -6,7 +6,7 @@ import hashlib
 
 import torch
 
-from .errors import TrainingError
+from .errors import TrainingError, first_line
 
 
 def resolve_device(name: str) -> torch.device:
@@ -17,8 +17,7 @@ def resolve_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise TrainingError(f"device {name!r} cannot be used here ({reason}); try cpu") from error
+        raise TrainingError(f"device {name!r} cannot be used here ({first_line(error)}); try cpu") from error
     return device
 
 

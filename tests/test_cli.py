@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from PIL import Image
 
+import mlffn_lite
 from mlffn_lite import cli
 
 Run = Callable[..., tuple[int, str, str]]
 FAST = ["--preset", "tiny", "--device", "cpu", "--set", "train.steps=4", "--set", "train.batch=4"]
-FAST += ["--set", "model.width=16", "--set", "model.tem_levels=8"]
+FAST += ["--set", "model.width=16", "--set", "texture.tem_levels=8"]
 
 
 def mlffn(
@@ -134,8 +136,13 @@ def test_a_folder_of_good_images_is_enough(run: Run, parts: Path, tmp_path: Path
         (["--set", "model.backbone=resnet50"], "no installed package"),
         (["--set", "model.weights=gone.pth"], "gone.pth does not exist"),
         (["--set", "model.backbone=nonesuch"], "unknown backbone"),
-        (["--devices", "0"], "--devices 0"),
+        (["--devices", "0"], "invalid value for '--devices'"),
         (["--devices", "9"], "--devices 9"),
+        (["--devices", "2", "--set", "method=padim"], "padim is not trained"),
+        (["--threads", "0"], "invalid value for '--threads'"),
+        (["--out", ""], "a folder must have a name"),
+        (["--seed", "one"], "'--seed'"),
+        (["--nonsense"], "no such option"),
     ],
 )
 def test_bad_options_are_one_line(run: Run, parts: Path, tmp_path: Path, options: list[str], message: str) -> None:
@@ -285,6 +292,42 @@ def test_debug_shows_the_traceback(run: Run, tmp_path: Path) -> None:
     assert "Traceback" in err
 
 
+def test_wrong_usage_is_one_line_that_names_the_help(run: Run, parts: Path) -> None:
+    for arguments, found in (
+        (["train", parts], "missing option '--out'"),
+        (["nonesuch"], "no such command 'nonesuch'"),
+        (["data", "verify"], "missing argument 'DATA'"),
+    ):
+        assert error_of(run(*arguments)).startswith(f"mlffn: {found}")
+    assert error_of(run("train", parts)).endswith("train --help")
+
+
+def test_threads_are_those_asked_for(run: Run, trained: Path, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    assert run("evaluate", trained, parts, "--threads", 3)[0] == 0
+    assert asked == [3]
+
+
+def test_metrics_that_are_not_defined_say_why(run: Run, trained: Path, copy: Path) -> None:
+    shutil.rmtree(copy / "ground_truth")
+    code, out, _ = run("evaluate", trained, copy)
+    assert code == 0
+    assert "image AUROC" in out
+    assert "Not defined without masks of the defects: pixel AUROC, PRO" in out
+    assert "nan" not in out
+    shutil.rmtree(copy / "test/good")
+    assert "No metric is defined." in run("evaluate", trained, copy)[1]
+
+
+def test_what_is_recommended_trains_and_loads(run: Run, parts: Path, tmp_path: Path) -> None:
+    code, out, _ = run("train", parts, "--out", tmp_path / "r", *FAST, "--set", "method=ensemble")
+    assert (code, "Run:" in out) == (0, True)
+    assert (json.loads((tmp_path / "r/metrics.json").read_text())["method"]) == "ensemble"
+    code, out, _ = run("predict", tmp_path / "r", parts / "test/scratch", "--out", tmp_path / "p")
+    assert (code, "4 images" in out) == (0, True)
+
+
 def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(parts: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mlffn_lite", "train", str(parts), "--out", str(tmp_path / "r"), *FAST]
     command += ["--set", "train.steps=100000", "--set", "train.checkpoint_every=2"]
@@ -311,10 +354,31 @@ def test_two_devices_train_one_run(parts: Path, tmp_path: Path) -> None:
     assert 0 <= result["image_auroc"] <= 1
 
 
-def test_help_is_quick_and_complete(run: Run) -> None:
+def test_help_names_every_command_and_extra(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    assert all(name in out for name in ("demo", "data", "train", "evaluate", "predict"))
+    assert all(name in out for name in ("demo", "data", "train", "evaluate", "predict", "study", "report"))
+    assert "[distributed]" in run("train", "--help")[1]
+    assert "--version" in run()[2]
+
+
+def test_version_is_the_package_s(run: Run) -> None:
+    assert run("--version")[:2] == (0, f"mlffn-lite {mlffn_lite.__version__}\n")
+
+
+def test_shells_complete_commands() -> None:
+    command = [sys.executable, "-m", "mlffn_lite"]
+    shown = subprocess.run(
+        [*command, "--show-completion", "bash"],
+        env=os.environ | {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "complete" in shown.stdout
+    asked = {"_MLFFN_COMPLETE": "complete_bash", "COMP_WORDS": "mlffn tr", "COMP_CWORD": "1"}
+    offered = subprocess.run(command, env=os.environ | asked, capture_output=True, text=True, check=False)
+    assert offered.stdout.split() == ["train"]
 
 
 def test_catalogue_lists_licences(run: Run) -> None:

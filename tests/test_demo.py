@@ -17,8 +17,10 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same demonstration with a small budget; what it writes is what is tested here."""
 
     def config(seed: int = 0, device: str = "auto") -> Config:
-        model = {"width": 16, "tem_levels": 8, "scales": [1, 2]}
-        return Config.preset("tiny", model=model, train={"steps": 5, "batch": 4, "seed": seed, "device": "cpu"})
+        texture = {"tem_levels": 8, "scales": [1, 2]}
+        return Config.preset(
+            "tiny", model={"width": 16}, texture=texture, train={"steps": 5, "batch": 4, "seed": seed, "device": "cpu"}
+        )
 
     monkeypatch.setattr(demo, "demo_config", config)
 
@@ -67,8 +69,8 @@ def test_unknown_category_names_the_known(tmp_path: Path, capsys: pytest.Capture
     assert "pills" in capsys.readouterr().err
 
 
-def test_demo_is_the_lite_preset_with_a_small_budget() -> None:
+def test_demo_is_the_recommended_preset_with_a_small_budget() -> None:
     config = demo.demo_config(3, "cpu")
-    lite = Config.preset("lite")
-    assert (config.model, config.loss, config.pseudo) == (lite.model, lite.loss, lite.pseudo)
+    parts = Config.preset("parts")
+    assert config.replace(data={"size": parts.data.size}, train={"seed": 0, "device": "auto"}) == parts
     assert (config.data.size, config.train.seed, config.train.device) == (128, 3, "cpu")

@@ -17,9 +17,9 @@ from mlffn_lite.datasets.folder import AnomalyFolder, read_image
 from mlffn_lite.detector import AnomalyDetector, Calibration, Prediction
 from mlffn_lite.devices import autocast_dtype
 from mlffn_lite.errors import CheckpointError, ConfigError, DataError
+from mlffn_lite.heatmaps import write_predictions
 from mlffn_lite.mlffn import MLFFNDetector
 from mlffn_lite.network import MLFFN, MLFFNOutput
-from mlffn_lite.prediction import write_predictions
 
 CONFIG = Config.preset(
     "tiny",

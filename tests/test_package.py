@@ -40,9 +40,9 @@ def test_reading_a_folder_needs_nothing_that_downloads() -> None:
 
 
 def test_an_absent_package_names_its_extra() -> None:
-    with pytest.raises(MissingExtraError, match=r"^the package nonesuch .* pip install 'mlffn-lite\[studies\]'$"):
-        with extra("studies"):
-            import nonesuch.inner  # type: ignore[import-not-found] # noqa: F401
+    line = r"^the package nonesuch .* pip install 'mlffn-lite\[studies\]'$"
+    with pytest.raises(MissingExtraError, match=line), extra("studies"):
+        import nonesuch.inner  # type: ignore[import-not-found] # noqa: F401
     with pytest.raises(ModuleNotFoundError, match="mlffn_lite"), extra("studies"):
         import mlffn_lite.nonesuch  # type: ignore[import-not-found] # noqa: F401
 

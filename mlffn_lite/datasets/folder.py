@@ -18,7 +18,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import DataError
+from ..errors import DataError, UnreadableError
 
 MIN_SIDE = 8
 """Images with a shorter side, in pixels, are refused."""
@@ -475,10 +475,10 @@ def pixel_bytes(entries: Sequence[Entry], shape: tuple[int, int]) -> int:
 
 
 def report_faults(faults: Sequence[str], total: int, skip_bad: bool) -> None:
-    """Raise DataError if there are faults in ``total`` images; with ``skip_bad`` warn."""
+    """Raise UnreadableError if there are faults in ``total`` images; with ``skip_bad`` warn."""
     if faults and not skip_bad:
         found = f"{len(faults)} of {total} images cannot be used: {few(faults)}"
-        raise DataError(f"{found}; repair them, or skip bad files")
+        raise UnreadableError(f"{found}; repair or remove them")
     if faults:
         warnings.warn(f"skipped {len(faults)} of {total} images: {few(faults)}", stacklevel=3)
 

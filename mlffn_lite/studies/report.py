@@ -14,7 +14,7 @@ from ..datasets.folder import AnomalyFolder
 from ..datasets.miniparts import CATEGORIES, miniparts_path
 from ..errors import StudyError
 from ..figures import png_bytes
-from ..htmlreport import ReportFigure, write_report
+from ..page import ReportFigure, write_report
 from ..storage import write_atomic
 from .cell import METRICS, digest_of
 from .grid import ARMS, setting_of

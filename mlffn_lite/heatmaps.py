@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from .datasets.folder import few, list_images, map_threads, open_image, read_image
 from .detector import PREDICT_BATCH, AnomalyDetector
-from .errors import DataError
+from .errors import DataError, UnreadableError
 from .figures import overlay
 from .storage import write_atomic
 
@@ -97,7 +97,8 @@ def _readable(paths: list[Path], skip_bad: bool) -> list[Path]:
     faults = dict(zip(paths, map_threads(fault, paths, "checking"), strict=True))
     bad = [text for text in faults.values() if text]
     if bad and (not skip_bad or len(bad) == len(paths)):
-        raise DataError(f"{len(bad)} of {len(paths)} images cannot be read: {few(bad)}; repair them, or use --skip-bad")
+        kind = DataError if skip_bad else UnreadableError
+        raise kind(f"{len(bad)} of {len(paths)} images cannot be read: {few(bad)}; repair or remove them")
     if bad:
         warnings.warn(f"skipped {len(bad)} of {len(paths)} images: {few(bad)}", stacklevel=3)
     return [p for p in paths if not faults[p]]

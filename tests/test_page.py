@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from mlffn_lite.figures import png_bytes, score_histogram
-from mlffn_lite.htmlreport import ReportFigure, write_report
+from mlffn_lite.page import ReportFigure, write_report
 
 HOSTILE = "<script>alert('x')</script> & {body} \""
 METRICS: dict[str, Any] = {

@@ -24,8 +24,8 @@ lint: $(READY)  ## style, types, who may import whom, and that what is imported 
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/deptry mlffn_lite
-	$(BIN)/deptry --pep621-dev-dependency-groups "" .
+	$(BIN)/deptry --ignore DEP002 --optional-dependencies-dev-groups dev mlffn_lite
+	$(BIN)/deptry .
 
 notebooks: $(READY)  ## write their navigation anew, execute them, keep outputs and figures
 	$(BIN)/python notebooks/series.py nav

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 from . import __version__, registry
 from .config import PRESETS, Config
 from .errors import CheckpointError, ConfigError, MlffnError, UnreadableError, extra, first_line
+from .labels import METRIC_LABELS
 from .studies.commands import report, study_app
 
 
@@ -145,7 +146,8 @@ def train(
     parts = open_source(data, config.data, skip_bad=skip_bad)
     fabric = launch(config, devices) if devices > 1 else None
     first = fabric is None or fabric.global_rank == 0  # of the processes, to speak for all
-    detector = AnomalyDetector(config) if fabric is None else AnomalyDetector(config, fabric=fabric)
+    options = {} if fabric is None else {"fabric": fabric}
+    detector = AnomalyDetector(config, **options)
     try:
         detector.fit(parts, out=folder, resume=resume)
     except Interrupted as stop:
@@ -269,11 +271,9 @@ def print_metrics(result: dict[str, Any]) -> None:
     if "image_auroc" not in result:
         out.print("No test images: nothing was measured.")
         return
-    from .metrics import LABELS
-
     height, width = result["shape"]
-    shown = [f"{label} {100 * result[key]:.1f}" for key, label in LABELS.items() if not math.isnan(result[key])]
-    undefined = [label for key, label in LABELS.items() if math.isnan(result[key])]
+    shown = [f"{label} {100 * result[key]:.1f}" for key, label in METRIC_LABELS.items() if not math.isnan(result[key])]
+    undefined = [label for key, label in METRIC_LABELS.items() if math.isnan(result[key])]
     out.print("  ".join(shown) + " (percent)" if shown else "No metric is defined.")
     if undefined:
         reason = "good and defective test images" if math.isnan(result["image_auroc"]) else "masks of the defects"

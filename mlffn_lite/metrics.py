@@ -15,19 +15,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-__all__ = [
-    "LABELS",
-    "best_threshold",
-    "image_auroc",
-    "label_regions",
-    "pixel_auroc",
-    "pro",
-    "region_curve",
-    "roc_curve",
-]
-
-LABELS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO"}
-"""What people read for the keys under which results are kept, in the order of tables."""
+__all__ = ["best_threshold", "image_auroc", "label_regions", "pixel_auroc", "pro", "region_curve", "roc_curve"]
 
 _CHUNK = 1 << 22  # pixels handled at once: bounds the temporary memory
 # 8-connected inside an image and never across two images of the batch.

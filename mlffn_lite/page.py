@@ -17,9 +17,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from .figures import png_bytes
+from .labels import METRIC_LABELS
 from .storage import write_atomic
 
-HEADLINES = {"image_auroc": "Image AUROC", "pixel_auroc": "Pixel AUROC", "pro": "PRO (to 30 % FPR)"}
+HEADLINES = {key: f"{label[:1].upper()}{label[1:]}" for key, label in METRIC_LABELS.items()} | {
+    "pro": "PRO (to 30 % FPR)"
+}
 
 
 class ReportFigure(NamedTuple):

@@ -354,6 +354,12 @@ def test_two_devices_train_one_run(parts: Path, tmp_path: Path) -> None:
     assert 0 <= result["image_auroc"] <= 1
 
 
+def test_several_devices_need_an_extra(run: Run, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lightning_fabric", None)
+    message = error_of(run("train", parts, "--out", tmp_path / "r", *FAST, "--devices", "2"))
+    assert "lightning_fabric is not installed; it comes with pip install 'mlffn-lite[distributed]'" in message
+
+
 def test_help_names_every_command_and_extra(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0

@@ -40,11 +40,46 @@ def test_reading_a_folder_needs_nothing_that_downloads() -> None:
 
 
 def test_an_absent_package_names_its_extra() -> None:
+    absent = "nonesuch.inner"
     line = r"^the package nonesuch .* pip install 'mlffn-lite\[studies\]'$"
     with pytest.raises(MissingExtraError, match=line), extra("studies"):
-        import nonesuch.inner  # type: ignore[import-not-found] # noqa: F401
+        importlib.import_module(absent)
     with pytest.raises(ModuleNotFoundError, match="mlffn_lite"), extra("studies"):
-        import mlffn_lite.nonesuch  # type: ignore[import-not-found] # noqa: F401
+        importlib.import_module("mlffn_lite.nonesuch")
+
+
+ABSENT = """
+import importlib, pkgutil, sys
+names = ("IPython", "ipywidgets", "lightning_fabric", "onnx", "ray", "seaborn", "sklearn", "traitlets")
+sys.modules.update(dict.fromkeys(names))
+import mlffn_lite
+from mlffn_lite.errors import MissingExtraError
+"""
+IMPORT_ALL = """
+for module in pkgutil.walk_packages(mlffn_lite.__path__, "mlffn_lite."):
+    try:
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    except MissingExtraError:
+        if not module.name.startswith(("mlffn_lite.studies", "mlffn_lite.widgets")):
+            raise
+"""
+IMPORT_ONE = """
+try:
+    importlib.import_module("mlffn_lite.{module}")
+except MissingExtraError as error:
+    sys.exit("pip install 'mlffn-lite[{name}]'" not in str(error))
+sys.exit("imported")
+"""
+
+
+def test_the_core_needs_no_extra() -> None:
+    python(ABSENT + IMPORT_ALL)
+
+
+@pytest.mark.parametrize(("module", "name"), [("widgets", "notebooks"), ("studies.report", "studies")])
+def test_modules_that_need_an_extra_name_it(module: str, name: str) -> None:
+    python(ABSENT + IMPORT_ONE.format(module=module, name=name))
 
 
 def test_first_line_of_an_error() -> None:

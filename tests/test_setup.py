@@ -14,6 +14,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import mlffn_lite
+
 ROOT = Path(__file__).parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -36,7 +38,8 @@ def locked(python: str, platform: str = "linux") -> dict[str, Version]:
 
 def wanted() -> list[Requirement]:
     extras = [r for group in PROJECT["optional-dependencies"].values() for r in group]
-    return [Requirement(r) for r in PROJECT["dependencies"] + extras]
+    requirements = [Requirement(r) for r in PROJECT["dependencies"] + extras]
+    return [r for r in requirements if r.name != PROJECT["name"]]  # an extra may contain another
 
 
 @pytest.mark.parametrize("python", PYTHONS)
@@ -56,6 +59,18 @@ def test_torch_and_torchvision_are_a_pair() -> None:
 def test_torch_range_covers_what_is_promised() -> None:
     (torch,) = (r for r in wanted() if r.name == "torch")
     assert all(torch.specifier.contains(v) for v in ("2.11.0", "2.12.0", "2.13.0", "2.14.1", "2.15.0"))
+
+
+def test_the_core_is_what_training_and_predicting_need() -> None:
+    core = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
+    assert len(core) == len(PROJECT["dependencies"])
+    assert not core & {"filelock", "ipywidgets", "jupyterlab", "lightning-fabric", "ray", "scikit-learn", "seaborn"}
+    assert set(PROJECT["optional-dependencies"]) == {"dev", "distributed", "export", "notebooks", "studies"}
+
+
+def test_every_place_states_the_same_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"]
+    assert mlffn_lite.__version__ == PROJECT["version"] == cited
 
 
 def test_environment_is_pyproject_constrained_by_the_lock() -> None:

@@ -10,16 +10,19 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
 from ..datasets.folder import read_image
+from ..errors import extra
 from ..figures import COLOURS, STYLE, WIDTH, new_figure, overlay
 from .cell import METRICS, read_map
 from .grid import columns_of
 from .statistics import COLUMNS, table
+
+with extra("studies"):
+    import seaborn as sns
 
 LABELS = {"image_auroc": "image AUROC, %", "pixel_auroc": "pixel AUROC, %", "pro": "PRO, %"}
 ARM_NAMES = {

@@ -9,11 +9,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-import ipywidgets as w  # type: ignore[import-untyped]
-import traitlets
-
 from ..datasets.folder import Split
+from ..errors import extra
 from .panels import Panel, compose
+
+with extra("notebooks"):
+    import ipywidgets as w  # type: ignore[import-untyped]
+    import traitlets
 
 _STYLE = {"description_width": "5.5em"}
 _CSS = "<style>.mlffn-range .widget-readout {min-width: 9em; max-width: none}</style>"  # else two numbers are cut off

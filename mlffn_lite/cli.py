@@ -52,7 +52,6 @@ app = typer.Typer(
 data_app = typer.Typer(help="Check data folders, list and download public sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
-app.command()(report)
 # Paths are printed as they are: no markup, no emoji, no wrapping.
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
@@ -193,6 +192,9 @@ def predict(
     table = write_predictions(detector, images, folder, skip_bad=skip_bad)
     count = int(table["anomalous"].sum())
     out.print(f"{len(table)} images, {count} above the threshold; heatmaps and scores.csv are in {folder}")
+
+
+app.command()(report)
 
 
 @data_app.command("verify")

@@ -13,11 +13,10 @@ from PIL import Image
 
 from mlffn_lite import metrics
 from mlffn_lite.config import Config
-from mlffn_lite.datasets.folder import AnomalyFolder, read_image
+from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.detector import AnomalyDetector, Calibration, Prediction
 from mlffn_lite.devices import autocast_dtype
 from mlffn_lite.errors import CheckpointError, ConfigError, DataError
-from mlffn_lite.heatmaps import write_predictions
 from mlffn_lite.mlffn import MLFFNDetector
 from mlffn_lite.network import MLFFN, MLFFNOutput
 
@@ -268,40 +267,3 @@ def test_calibration_from_hand_made_scores() -> None:
     assert Calibration.from_good(Prediction(maps, torch.zeros(2)), margin=5000.0).high == 5500.0
     flat = Calibration.from_good(Prediction(torch.zeros(1, 8, 8), torch.zeros(1)))
     assert flat.high > flat.low
-
-
-def test_good_images_look_cold(fitted: Any, folder: AnomalyFolder, tmp_path: Path) -> None:
-    detector, _ = fitted
-    table = write_predictions(detector, folder.test.paths, tmp_path / "out", progress=False)
-    assert list(table.columns) == ["image", "score", "anomalous", "heatmap"]
-    changes = []
-    for path, name in zip(folder.test.paths, table["heatmap"], strict=True):
-        picture = np.asarray(Image.open(tmp_path / "out" / name)).astype(int)
-        changes.append(np.abs(picture - read_image(path).permute(1, 2, 0).numpy()).mean())
-    good = [c for c, d in zip(changes, folder.test.defects, strict=True) if d == "good"]
-    bad = [c for c, d in zip(changes, folder.test.defects, strict=True) if d != "good"]
-    assert np.mean(good) < 0.5 * np.mean(bad)
-
-
-def test_predictions_keep_size_and_names_apart(fitted: Any, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    for place in ("a/x.png", "b/x.png", "b/x.jpg", "b/y.png"):
-        (tmp_path / place).parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 255, (30, 50, 3), np.uint8)).save(tmp_path / place)
-    table = write_predictions(fitted[0], [tmp_path / "a", tmp_path / "b"], tmp_path / "out", progress=False)
-    assert len(set(table["heatmap"])) == len(table) == 4
-    assert Image.open(tmp_path / "out" / table["heatmap"][0]).size == (50, 30)
-
-
-def test_one_bad_image_stops_before_anything_is_written(fitted: Any, folder: AnomalyFolder, tmp_path: Path) -> None:
-    bad = tmp_path / "bad.png"
-    bad.write_bytes(b"not an image")
-    paths = [folder.test.paths[0], bad]
-    with pytest.raises(DataError, match=r"bad\.png"):
-        write_predictions(fitted[0], paths, tmp_path / "out", progress=False)
-    assert not (tmp_path / "out").exists()
-    with pytest.warns(UserWarning, match=r"bad\.png"):
-        table = write_predictions(fitted[0], paths, tmp_path / "out", skip_bad=True, progress=False)
-    assert len(table) == 1
-    with pytest.raises(DataError, match="does not exist"):
-        write_predictions(fitted[0], [tmp_path / "none.png"], tmp_path / "out", progress=False)

@@ -11,7 +11,6 @@ import socket
 import stat
 import tarfile
 import threading
-import tomllib
 import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -549,8 +548,3 @@ def test_catalogue_is_sound() -> None:
     checksums = [e.sha256 for e in CATALOG.values() if e.sha256]
     assert len(set(checksums)) == len(checksums) == 6
     assert {x[0] for x in LAYOUTS} == set(CATALOG)
-
-
-def test_catalogue_file_is_packaged() -> None:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-    assert "catalog.toml" in project["tool"]["setuptools"]["package-data"]["mlffn_lite.datasets"]

@@ -138,7 +138,9 @@ class AnomalyDetector:
             raise ConfigError(f"method {config.method!r} is no subclass of mlffn_lite.AnomalyDetector")
         return super().__new__(found)  # type: ignore[return-value]
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, **options: Any) -> None:
+        if options:
+            raise TypeError(f"method {config.method} takes no {', '.join(options)}")
         own = registry.name_of("methods", type(self))
         self.config = config if config.method == own else config.replace(method=own)
         self.device = resolve_device(config.train.device)
@@ -269,7 +271,7 @@ class AnomalyDetector:
     def evaluate_split(self, split: Split) -> tuple[dict[str, Any], Prediction]:
         """As :meth:`evaluate`, and return the prediction too."""
         if not len(split):
-            raise DataError("there are no test images; put some into test/good and test/<defect>, or give labelled images")
+            raise DataError("there are no test images; fill test/good and test/<defect>, or give labelled images")
         started = time.perf_counter()
         prediction = self.predict_split(split)
         seconds = time.perf_counter() - started

@@ -137,6 +137,7 @@ def test_a_network_of_ones_own_is_trained(folder: AnomalyFolder) -> None:
     config = CONFIG.replace(train={"steps": 2})
     network = Doubled(config.model, config.texture)
     detector = AnomalyDetector(config, network=network)
+    assert isinstance(detector, MLFFNDetector)
     first = detector.fit(folder, progress=False).predict(folder.test.images()).maps
     assert detector.network is network
     assert torch.equal(detector.fit(folder, progress=False).predict(folder.test.images()).maps, first)  # from the start
@@ -158,6 +159,8 @@ def test_the_door_gives_the_class_of_the_method(tmp_path: Path) -> None:
     assert detector.method == "mlffn"
     with pytest.raises(ConfigError, match="is no subclass"):
         AnomalyDetector(CONFIG.replace(method="mlffn_lite.network:MLFFN"))
+    with pytest.raises(TypeError, match="network"):
+        AnomalyDetector(CONFIG.replace(method="padim"), network=MLFFN(CONFIG.model))
     with pytest.raises(ConfigError, match="cannot import the method 'nowhere:Mine'"):
         AnomalyDetector(CONFIG.replace(method="nowhere:Mine"))
 
@@ -198,11 +201,11 @@ def test_a_method_of_ones_own_is_named_by_its_import_path(
 def test_initial_weights_follow_the_seed_alone() -> None:
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    a = AnomalyDetector(CONFIG).network.embed.weight
+    a = MLFFNDetector(CONFIG).network.embed.weight
     assert torch.equal(torch.get_rng_state(), state)  # the caller's generator is left alone
     torch.manual_seed(6)
-    assert torch.equal(a, AnomalyDetector(CONFIG).network.embed.weight)
-    assert not torch.equal(a, AnomalyDetector(CONFIG.replace(train={"seed": 1})).network.embed.weight)
+    assert torch.equal(a, MLFFNDetector(CONFIG).network.embed.weight)
+    assert not torch.equal(a, MLFFNDetector(CONFIG.replace(train={"seed": 1})).network.embed.weight)
 
 
 def test_resuming_a_finished_run_changes_nothing(fitted: Any, folder: AnomalyFolder, tmp_path: Path) -> None:

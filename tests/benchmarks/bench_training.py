@@ -10,7 +10,7 @@ import argparse
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,26 @@ from torch import Tensor
 
 from mlffn_lite.config import Config
 from mlffn_lite.detector import AnomalyDetector
+from mlffn_lite.devices import generator_for
 from mlffn_lite.losses import resize_mask, total_loss
-from mlffn_lite.studies.cost import Noise
-from mlffn_lite.training import Trainer, generator_for
+from mlffn_lite.mlffn import MLFFNDetector
+from mlffn_lite.training import Trainer
+
+
+class Noise:
+    """As many random images, uint8, instead of a data set."""
+
+    def __init__(self, count: int, size: int) -> None:
+        draws = torch.Generator().manual_seed(0)
+        self.images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=draws)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Return the chosen images and empty masks."""
+        images = self.images[list(indices)]
+        return images, torch.zeros_like(images[:, 0], dtype=torch.bool)
 
 
 def timed(function: Callable[[], Any], repeats: int, images: int, device: torch.device) -> tuple[float, float]:
@@ -77,7 +94,7 @@ def parts(trainer: Trainer, data: Noise) -> dict[str, Callable[[], Any]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--preset", default="lite")
+    parser.add_argument("--preset", default="small")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=7)
@@ -85,7 +102,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     config = Config.preset(options.preset).override(options.set)
     data = Noise(4 * config.train.batch, config.data.size)
-    detector = AnomalyDetector(config)
+    detector = MLFFNDetector(config)
     trainer = Trainer(detector.network, config)
     trainer.network.train()
     batch = config.train.batch
@@ -104,11 +121,9 @@ def main() -> None:
 
     for name, function in parts(trainer, data).items():
         show(name, function)
-    network = trainer.module.eval()
-    if network.density is not None:
-        with torch.no_grad():
-            network.density.fit([network.stacks(network.backbone(data.images.to(trainer.device).float() / 255))])
     show("prediction", lambda: detector.predict(data.images[:batch]))
+    ensemble = AnomalyDetector(config.replace(method="ensemble", train={"steps": 2})).fit(data.images, progress=False)
+    show("prediction of the ensemble", lambda: ensemble.predict(data.images[:batch]))
     if trainer.device.type == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated(trainer.device) / 2**20:.0f} MiB")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, all of the process")

@@ -25,10 +25,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mlffn_lite.base import Prediction, batches, measure
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder, Split
-from mlffn_lite.peers.features import FeatureDetector
+from mlffn_lite.detector import Prediction, batches, measure
+from mlffn_lite.features import FeatureDetector
 from mlffn_lite.peers.padim import PaDiM, PaDiMParameters
 from mlffn_lite.peers.patchcore import PatchCore, PatchCoreParameters, greedy_k_center
 
@@ -47,7 +47,7 @@ JITTER = 1e-5
 
 def features(detector: FeatureDetector, split: Split) -> Tensor:
     """Our features of a split, (M, C, h, w)."""
-    return torch.cat([detector._run(images, detector._features) for images in batches(split)])
+    return torch.cat([detector._run(i, lambda x: detector._features(detector.backbone(x))) for i in batches(split)])
 
 
 def compare(name: str, ours: Tensor, theirs: Tensor, scores: Tensor, split: Split) -> None:
@@ -120,7 +120,9 @@ def main() -> None:
     parser.add_argument("size", nargs="?", type=int, default=256, help="256 only gives anomalib's smoothing")
     arguments = parser.parse_args()
     folder = AnomalyFolder(arguments.data, size=arguments.size)
-    config = Config.preset("lite", data={"size": arguments.size}, train={"device": "cpu", "precision": "fp32"})
+    config = Config.preset(
+        "small", data={"size": arguments.size, "aspect": "square"}, train={"device": "cpu", "precision": "fp32"}
+    )
     print(f"{arguments.data}, {arguments.size} px, float32, {torch.get_num_threads()} threads")
     print(f"{'':20}{'image':>9}{'pixel':>9}{'PRO':>9}  percent")
     padim(config, folder)

@@ -14,6 +14,7 @@ from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.errors import CheckpointError
+from mlffn_lite.features import BackboneDetector
 from mlffn_lite.training import Interrupted, Trainer
 
 CONFIG = Config.preset(
@@ -64,13 +65,16 @@ def test_members_are_standardised_on_good_images_left_out_where_that_can_be(fitt
 def test_members_see_one_pass_through_the_backbone(fitted: Any, folder: AnomalyFolder) -> None:
     detector, _ = fitted
     passes: list[int] = []
-    backbone = detector.members["mlffn"].backbone
+    backbone = detector.members["mlffn"].network.backbone
     hook = backbone.register_forward_hook(lambda *_: passes.append(1))
     detector.predict(folder.test.images()[:4])
     hook.remove()
     assert len(passes) == 1
     apart = EnsembleDetector(CONFIG.replace(train={"backbone": "train"}))
-    assert apart.members["density"].backbone is not apart.members["mlffn"].backbone  # training would change it
+    density, network = apart.members.values()
+    assert isinstance(density, BackboneDetector)
+    assert isinstance(network, BackboneDetector)
+    assert density.backbone is not network.backbone  # training would change it
 
 
 def test_trained_members_learn_from_the_ensembles_kinds() -> None:
@@ -104,7 +108,7 @@ def test_any_method_may_be_a_member(folder: AnomalyFolder, tmp_path: Path) -> No
 def test_interrupted_it_resumes_to_the_bit(
     folder: AnomalyFolder, fitted: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A signal in the middle of a member's training leaves a folder that says so, and goes on as if nothing had been."""
+    """A signal while a member is trained leaves a folder that says so, and goes on as if nothing had been."""
     step = Trainer.train_step
 
     def interrupted(self: Trainer, images: Any) -> Any:

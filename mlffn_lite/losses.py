@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .config import LossConfig
-from .layers import area_pool
+from .layers import area_pool, no_autocast
 
 # Below this distance -log(1 - exp(-A)) goes on along its tangent: features shorter than 4.5e-5 are still repelled, by a
 # gradient of at most 4.5e4, which float16 can hold.

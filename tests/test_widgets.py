@@ -25,7 +25,7 @@ from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import Entry, Split
 from mlffn_lite.figures import overlay
 from mlffn_lite.metrics import label_regions
-from mlffn_lite.pseudo import KINDS, VISIBLE_CHANGE
+from mlffn_lite.pseudo import VISIBLE_CHANGE
 from mlffn_lite.widgets import (
     Explorer,
     HeatmapExplorer,

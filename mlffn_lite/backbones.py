@@ -183,8 +183,8 @@ def _check_levels(name: str, backbone: Backbone) -> None:
         raise ConfigError(
             f"backbone {name!r} cannot take {side}×{side} images ({_first_line(error)}); choose one for any size"
         ) from error
-    if found != expected:
-        raise ConfigError(f"levels of backbone {name!r} should have the shapes {expected}, but have {found}")
+    if found != expected or len(found) != len(STRIDES):
+        raise ConfigError(f"three levels of backbone {name!r} should have the shapes {expected}, but have {found}")
 
 
 class _Source(NamedTuple):

@@ -248,7 +248,8 @@ class _Paste(CanvasAnomaly):
         pairs, luma = self._choose(canvas, images, pairs.to(device))
         matrix, gain = (t.to(device) for t in _jitter(jitter, self.jitter))
 
-        pixels = Windows(*pairs.corner, tall, wide).pixels(device)
+        top, left = pairs.corner
+        pixels = Windows(top, left, tall, wide).pixels(device)
         image = images.index_select(0, pixels.shape)
         inside, source_y, source_x = pairs.source_of(pixels)
         red, green, blue = canvas.read(canvas.locate(image, source_y, source_x))
@@ -311,7 +312,7 @@ class _Pairs(NamedTuple):
     source: Tensor
 
     def to(self, device: torch.device) -> _Pairs:
-        return _Pairs(*(t.to(device) for t in self))
+        return _Pairs(self.target.to(device), self.corner.to(device), self.source.to(device))
 
     def pick(self, which: Tensor) -> _Pairs:
         return _Pairs(self.target.pick(which), self.corner[:, which], self.source[:, which])

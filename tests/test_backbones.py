@@ -78,9 +78,10 @@ def test_folded_normalisation_gives_the_same_levels(name: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
 
 
-def scale_first_weight(backbone: Backbone) -> None:
+def scaled(backbone: Backbone) -> Backbone:
     with torch.no_grad():
         next(iter(backbone.body.parameters())).mul_(2)
+    return backbone
 
 
 def train_step(backbone: Backbone) -> None:
@@ -113,9 +114,9 @@ WAYS: dict[str, Callable[[Backbone], object]] = {
     "the state of what it is in": lambda b: load(torch.nn.Sequential(b), "0.body.conv1.weight"),
     "another type": lambda b: b.double(),
     "another type of what it is in": lambda b: torch.nn.Sequential(b).double(),
-    "by hand, then eval": lambda b: (scale_first_weight(b), b.eval()),
-    "by hand, then eval of what it is in": lambda b: (scale_first_weight(b), torch.nn.Sequential(b).eval()),
-    "by hand, then set_mode": lambda b: (scale_first_weight(b), b.set_mode("frozen")),
+    "by hand, then eval": lambda b: scaled(b).eval(),
+    "by hand, then eval of what it is in": lambda b: torch.nn.Sequential(scaled(b)).eval(),
+    "by hand, then set_mode": lambda b: scaled(b).set_mode("frozen"),
 }
 
 

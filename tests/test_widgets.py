@@ -74,9 +74,9 @@ def prediction(parts: Split) -> Prediction:
 class Brightness(AnomalyDetector):
     """Score: how far a pixel is from the mean of the good images."""
 
-    def fit(self, folder: Any, **_: Any) -> Self:
-        self.shape = folder.shape
-        self._calibrate(folder)
+    def fit(self, source: Any, *, out: Any = None, progress: bool = True, resume: bool = False) -> Self:
+        self.shape = source.shape
+        self._calibrate(source)
         return self
 
     def _score(self, images: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ class Blemish(CanvasAnomaly):
 
     def _named(self, draws: Tensor) -> _Draws:
         """Give the uniform draws (15, n) of a blemish their names, and it its place."""
-        named = _Draws(*draws[:10], draws[10:13], draws[13:])
+        named = _Draws(*draws[:10], tint=draws[10:13], shift=draws[13:])
         y, x = self._placed(named.y, named.x)
         return named._replace(y=y, x=x)
 

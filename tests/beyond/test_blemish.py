@@ -125,10 +125,10 @@ def test_value_noise_passes_through_its_lattice_without_jumps() -> None:
 def test_blemish_windows_hold_every_pixel_that_noise_can_reach(size: tuple[int, int]) -> None:
     kind = Blemish(length=(0.05, 1.5), aspect=(1.0, 20.0))
     draws = torch.rand((15, 300), generator=seeded(6))
-    _, window = kind._outline(kind._named(draws), size)
+    _, found = kind._outline(kind._named(draws), size)
     rows, columns = np.arange(size[0])[:, None], np.arange(size[1])
     tight = 0
-    top_left, extents = (torch.stack(t, 1).tolist() for t in (window[:2], window[2:]))
+    top_left, extents = (torch.stack(t, 1).tolist() for t in (found[:2], found[2:]))
     for d, corner, shape in zip(draws.double().numpy().T, top_left, extents, strict=True):
         tall = max(3.0, min(size) * log_uniform(d[0], kind.length))
         wide = max(2.0, tall / log_uniform(d[1], kind.aspect))

@@ -66,7 +66,7 @@ class Blemish(CanvasAnomaly):
         for k, (draw, (border, clouds)) in enumerate(zip(draws[1:].unflatten(0, (most, 15)), lattices, strict=True)):
             ellipse, window = self._outline(self._named(draw), canvas.size)
             drawn, ellipse = self._named(draw.to(device)), ellipse.to(device)
-            pixels = window._replace(tall=window.tall * (count > k), wide=window.wide * (count > k)).pixels(device)
+            pixels = window._replace(tall=window.tall * (count > k)).pixels(device)
             shape = pixels.shape
             at = canvas.locate(images.index_select(0, shape), pixels.y, pixels.x)
             old = canvas.read(at, changed=True)
@@ -81,7 +81,7 @@ class Blemish(CanvasAnomaly):
 
     def _named(self, draws: Tensor) -> _Draws:
         """Give the uniform draws (15, n) of a blemish their names, and it its place."""
-        named = _Draws(*draws[:10], tint=draws[10:13], shift=draws[13:])
+        named = _Draws(draws[10:13], draws[13:], *draws[:10])
         y, x = self._placed(named.y, named.x)
         return named._replace(y=y, x=x)
 
@@ -121,8 +121,10 @@ class Blemish(CanvasAnomaly):
 
 
 class _Draws(NamedTuple):
-    """What is drawn for a blemish, uniform in [0, 1), (n,) each; of its colour, (3, n), and of a shift, (2, n)."""
+    """Uniform draws of a blemish: colour (3, n), shift of content from elsewhere (2, n), and the rest (n,) each."""
 
+    tint: Tensor
+    shift: Tensor
     length: Tensor
     aspect: Tensor
     angle: Tensor
@@ -133,8 +135,6 @@ class _Draws(NamedTuple):
     filling: Tensor
     contrast: Tensor
     grey: Tensor
-    tint: Tensor
-    shift: Tensor
 
 
 def value_noise(lattice: Tensor, shape: Tensor, v: Tensor, u: Tensor, cells: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
-import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -14,7 +13,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from . import registry
 from .errors import ConfigError, WeightsError, first_line
+from .layers import no_autocast
 
 STRIDES = (4, 8, 16)
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -37,7 +38,9 @@ class Backbone(nn.Module):
     ``mode`` says what training may change: ``"train"`` everything, ``"batch_stats"`` only the running statistics of the
     normalisation layers, ``"frozen"`` nothing.  In the last two no gradient is computed.  Where nothing changes, a copy
     of the body computes, with its normalisation folded into the convolutions: the same numbers to rounding, in half the
-    time on a CPU.
+    time on a CPU. The copy is made when it is first needed and dropped where weights may change: in a training step,
+    by :meth:`train`, :meth:`eval`, :meth:`set_mode`, ``to`` and ``load_state_dict`` of this module or one around it.
+    Who changes a weight of the body in another way calls :meth:`eval`.
     """
 
     body: Any  # a Module; typed loosely, because its parts differ from network to network
@@ -57,7 +60,7 @@ class Backbone(nn.Module):
         self.mode: Literal["train", "batch_stats", "frozen"] = "train"
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self._folded: tuple[list[tuple[int, int]], Any] = ([], None)
+        self._folded: tuple[nn.Module, ...] = ()  # in a tuple, a module is not a part of this one
 
     def set_mode(self, mode: Literal["train", "batch_stats", "frozen"]) -> Backbone:
         """Choose what training may change; returns self."""
@@ -67,6 +70,7 @@ class Backbone(nn.Module):
 
     def train(self, mode: bool = True) -> Backbone:
         """Switch to training or evaluation; a frozen body stays in evaluation."""
+        self._folded = ()
         super().train(mode)
         self.body.train(mode and self.mode != "frozen")
         return self
@@ -74,16 +78,19 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the levels of images (B, 3, H, W) in [0, 1]: (B, C, ⌈H/s⌉, ⌈W/s⌉) for s = 4, 8, 16."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.mode == "train"):
-            body = self.body if self.body.training or torch.is_grad_enabled() else self._folded_body()
+            if self.body.training or torch.is_grad_enabled():
+                body, self._folded = self.body, ()  # a training step may follow
+            else:
+                (body,) = self._folded = self._folded or (fold_batch_norm(self.body),)
             return list(body((images - self.mean) / self.std))
 
-    def _folded_body(self) -> Any:
-        """Return the folded copy, made anew whenever a weight has changed."""
-        tensors = itertools.chain(self.body.parameters(), self.body.buffers())
-        state = [(t.data_ptr(), 0 if t.is_inference() else t._version) for t in tensors]
-        if state != self._folded[0]:
-            self._folded = (state, fold_batch_norm(self.body))  # in a tuple: not a part of this module
-        return self._folded[1]
+    def _apply(self, fn: Any, recurse: bool = True) -> Backbone:
+        self._folded = ()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
+        self._folded = ()
+        super()._load_from_state_dict(*args, **options)
 
 
 @torch.no_grad()
@@ -96,7 +103,7 @@ def fold_batch_norm(body: nn.Module) -> nn.Module:
     weight = next(body.parameters())
     probe = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(weight)
     plain, folded = (copy.deepcopy(body).eval().requires_grad_(False) for _ in range(2))
-    with torch.autocast(weight.device.type, enabled=False):
+    with no_autocast(weight):
         pairs = _conv_norm_pairs(folded, probe)
         names = {module: name for name, module in folded.named_modules()}
         for conv, norm in pairs:
@@ -137,25 +144,47 @@ def build_backbone(name: str, weights: str = "offline") -> Backbone:
     Parameters
     ----------
     name : str
-        ``"resnet18"``, ``"resnet50"`` (torchvision), ``"efficientnet_lite0"``, or any timm model that offers
-        features at strides 4, 8 and 16.
+        ``"resnet18"``, ``"resnet50"`` (torchvision), ``"efficientnet_lite0"``, any timm model that offers features at
+        strides 4, 8 and 16, or the import path of a function that is called with ``weights`` and returns a
+        :class:`Backbone`.
     weights : str
         ``"none"``, ``"offline"``, ``"default"``, or a file, see :class:`mlffn_lite.config.ModelConfig`.
 
     Raises
     ------
     ConfigError
-        If there is no such model or it lacks one of the strides.
+        If there is no such model, it lacks one of the strides, or does not take images of any size.
     WeightsError
         If the weights are absent, damaged, or do not fit.
     """
-    source = _torchvision_resnet(name, weights) if name in _RESNETS else _timm_features(name, weights)
-    backbone = Backbone(source.body, source.channels, source.mean, source.std)
-    if weights == "offline":
-        _load_offline(name, backbone.body)
-    elif weights not in ("none", "default"):
-        _load_file(Path(weights), backbone.body)
+    if registry.known("backbones", name):
+        backbone = registry.find("backbones", name)(weights)
+        if not isinstance(backbone, Backbone):
+            raise ConfigError(f"backbone {name!r} returns {type(backbone).__name__}; let it return a Backbone")
+    else:
+        source = _torchvision_resnet(name, weights) if name in _RESNETS else _timm_features(name, weights)
+        backbone = Backbone(source.body, source.channels, source.mean, source.std)
+        if weights == "offline":
+            _load_offline(name, backbone.body)
+        elif weights not in ("none", "default"):
+            _load_file(Path(weights), backbone.body)
+    _check_levels(name, backbone)
     return backbone
+
+
+@torch.no_grad()
+def _check_levels(name: str, backbone: Backbone) -> None:
+    """Pass a small image through; many transformers take images of one size only, or put channels last."""
+    body, side = copy.deepcopy(backbone.body).eval(), 64
+    expected = [(1, c, side // s, side // s) for c, s in zip(backbone.channels, STRIDES, strict=False)]
+    try:
+        found = [tuple(level.shape) for level in body(backbone.mean.expand(1, 3, side, side))]
+    except Exception as error:  # of any library
+        raise ConfigError(
+            f"backbone {name!r} cannot take {side}×{side} images ({first_line(error)}); choose one for any size"
+        ) from error
+    if found != expected or len(found) != len(STRIDES):
+        raise ConfigError(f"three levels of backbone {name!r} should have the shapes {expected}, but have {found}")
 
 
 class _Source(NamedTuple):
@@ -224,7 +253,7 @@ def _timm_features(name: str, weights: str) -> _Source:
         probe: Any = timm.create_model(model_name, features_only=True, pretrained=False)
         reductions = probe.feature_info.reduction()
         indices = [probe.feature_info.out_indices[reductions.index(s)] for s in STRIDES]
-    except (ValueError, RuntimeError, AttributeError) as error:
+    except Exception as error:  # of many kinds
         raise ConfigError(
             f"backbone {name!r} does not offer features at strides 4, 8 and 16; choose another"
         ) from error

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .config import LossConfig
-from .layers import area_pool
+from .layers import area_pool, no_autocast
 
 # Below this distance -log(1 - exp(-A)) goes on along its tangent: features shorter than 4.5e-5 are still repelled, by a
 # gradient of at most 4.5e4, which float16 can hold.
@@ -101,7 +101,7 @@ def consistency_loss(
         raise ValueError(f"softmax must be 'distance' or 'negative', got {softmax!r}")
     size = (min(score.shape[2], patches), min(score.shape[3], patches))
     normal = ~resize_mask(mask, size).flatten(2).mT  # (B, K, 1)
-    with torch.autocast(features.device.type, enabled=False):
+    with no_autocast(features):
         pooled = area_pool(_widen(features), size).flatten(2).mT  # (B, K, C)
         value = area_pool(_widen(score), size).flatten(2).mT  # (B, K, 1)
         sign, anomalous = (1 if softmax == "distance" else -1), ~normal.mT
@@ -136,7 +136,7 @@ def resize_mask(mask: Tensor, size: tuple[int, int], *, coverage: float = 0.0) -
     _check("mask", mask, mask)
     if not 0 <= coverage < 1:
         raise ValueError(f"coverage must be at least 0 and below 1, got {coverage}")
-    with torch.autocast(mask.device.type, enabled=False):
+    with no_autocast(mask):
         return area_pool(mask.float(), size) > coverage
 
 

@@ -13,9 +13,8 @@ QCO runs in float32 (float64 for float64 input) also under autocast: a level is 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,11 +22,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .config import TextureConfig
-from .layers import FuseConv
+from .layers import FuseConv, no_autocast
 
 Placement = Literal["center", "edge"]
 Window = Literal["full_bin", "half_bin", "literal"]
 Neighbour = Literal["right", "diagonal"]
+_DEFAULT = TextureConfig()
 
 
 class Quantization(NamedTuple):
@@ -72,6 +72,10 @@ def quantize_1d(
     ValueError
         If an argument has a wrong shape or value.
     """
+    if levels < 2:
+        raise ValueError(f"levels must be at least 2, got {levels}")
+    _check_choice("placement", placement, Placement)
+    _check_choice("window", window, Window)
     encoding, counts, mean = _Bins(levels, placement, window).quantize(x)
     return Quantization(encoding.weight, encoding.levels, counts, mean)
 
@@ -100,8 +104,9 @@ def cooccurrence_2d(encoding: Tensor, size: tuple[int, int], *, neighbour: Neigh
     """
     if encoding.ndim != 3 or encoding.shape[-1] != size[0] * size[1]:
         raise ValueError(f"encoding must be (B, N, H*W) with H*W = {size[0]}*{size[1]}, got {tuple(encoding.shape)}")
-    with _no_autocast(encoding):
-        return _cooccurrence(_wide(encoding).unflatten(-1, tuple(size)), _check_neighbour(neighbour))
+    _check_choice("neighbour", neighbour, Neighbour)
+    with no_autocast(encoding):
+        return _cooccurrence(_wide(encoding).unflatten(-1, tuple(size)), neighbour)
 
 
 class TextureEnhancement(nn.Module):
@@ -113,27 +118,18 @@ class TextureEnhancement(nn.Module):
 
     Parameters
     ----------
-    channels, levels : int
-        C and N.
-    placement, window : str
-        See :func:`quantize_1d`.
-    scaled_attention : bool
-        Divide the attention logits by √d (STLNet's code does not).
+    channels : int
+        C.
+    config : TextureConfig, optional
+        N (``tem_levels``), the reading of QCO-1D, and whether attention logits are divided by √d (STLNet's code does
+        not).
     """
 
-    def __init__(
-        self,
-        channels: int,
-        levels: int = 64,
-        *,
-        placement: Placement = "center",
-        window: Window = "full_bin",
-        scaled_attention: bool = True,
-    ) -> None:
+    def __init__(self, channels: int, config: TextureConfig = _DEFAULT) -> None:
         super().__init__()
-        self.bins = _Bins(levels, placement, window)
+        self.bins = _Bins(config.tem_levels, config.placement, config.window)
         width = max(channels // 2, 4)
-        self.scale = width**-0.5 if scaled_attention else 1.0
+        self.scale = width**-0.5 if config.scaled_attention else 1.0
         self.statistics = nn.Sequential(nn.Linear(2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
         self.reduce = nn.Linear(channels, width, bias=False)
         self.qkv = nn.Linear(2 * width, 3 * width, bias=False)
@@ -143,7 +139,7 @@ class TextureEnhancement(nn.Module):
         """Map (B, C, H, W) to R of the same shape and type; H and W are at least 1."""
         encoding, counts, mean = self.bins.quantize(x, sparse=x.device.type == "cpu")
         table = self.describe(encoding.levels, counts, mean)
-        with _no_autocast(x):
+        with no_autocast(x):
             out = encoding.read_out(_wide(table)).to(x.dtype)
         return out.unflatten(1, x.shape[-2:]).permute(0, 3, 1, 2)
 
@@ -166,30 +162,16 @@ class PyramidTexture(nn.Module):
 
     Parameters
     ----------
-    channels, levels : int
-        C and N. Each texture unit has a width of C/4.
-    scales : sequence of int
-        Sub-regions per side, one branch each.
-    neighbour, placement, window : str
-        See :func:`cooccurrence_2d` and :func:`quantize_1d`.
+    channels : int
+        C. Each texture unit has a width of C/4.
+    config : TextureConfig, optional
+        Sub-regions per side of each branch (``scales``), N (``ptfem_levels``), and the reading of QCO-1D and QCO-2D.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        scales: Sequence[int] = (1, 2, 4, 8),
-        levels: int = 8,
-        *,
-        neighbour: Neighbour = "right",
-        placement: Placement = "center",
-        window: Window = "full_bin",
-    ) -> None:
+    def __init__(self, channels: int, config: TextureConfig = _DEFAULT) -> None:
         super().__init__()
-        if not scales or min(scales) < 1:
-            raise ValueError(f"scales must be positive integers, got {tuple(scales)}")
-        self.bins = _Bins(levels, placement, window)
-        self.neighbour = _check_neighbour(neighbour)
-        self.scales = tuple(scales)
+        self.bins = _Bins(config.ptfem_levels, config.placement, config.window)
+        self.neighbour, self.scales = config.neighbour, config.scales
         width = max(channels // 4, 4)
         self.units = nn.ModuleList(_TextureUnit(channels, width) for _ in self.scales)
         self.fuse = nn.Linear(width * len(self.scales), channels)
@@ -199,16 +181,19 @@ class PyramidTexture(nn.Module):
         rows = _rows(x)
         height, width = x.shape[-2:]
         grids = [(min(s, height), min(s, width)) for s in self.scales]
+        with no_autocast(x):
+            means, cosines = _region_cosines(rows, grids)
+            counted = [self._count_pairs(cosine, grid) for cosine, grid in zip(cosines, grids, strict=True)]
+        described = [unit(*pairs, mean) for unit, pairs, mean in zip(self.units, counted, means, strict=True)]
         # Fusing and upsampling are both linear, so the fusing layer runs on regions instead of pixels. Upsampling keeps
         # a constant, so one branch carries the bias.
         weights = self.fuse.weight.chunk(len(grids), 1)
         biases = (self.fuse.bias, *[None] * (len(grids) - 1))
-        with _no_autocast(x):
-            means, cosines = _region_cosines(rows, grids)
-            counted = [self._count_pairs(*item) for item in zip(cosines, grids, strict=True)]
-        described = [unit(*pairs, mean) for unit, pairs, mean in zip(self.units, counted, means, strict=True)]
-        fused = [_wide(F.linear(*item)) for item in zip(described, weights, biases, strict=True)]
-        with _no_autocast(x):
+        fused = [
+            _wide(F.linear(branch, weight, bias))
+            for branch, weight, bias in zip(described, weights, biases, strict=True)
+        ]
+        with no_autocast(x):
             return _upsample(fused, (height, width)).to(x.dtype).permute(0, 3, 1, 2)
 
     def _count_pairs(self, cosine: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -224,21 +209,16 @@ class StatisticalTexture(nn.Module):
 
     Parameters
     ----------
-    channels, tem_levels, ptfem_levels : int
-        C, and N of QCO-1D and of QCO-2D.
-    scales, placement, window, neighbour, scaled_attention
-        See :class:`TextureEnhancement` and :class:`PyramidTexture`.
+    channels : int
+        C.
+    config : TextureConfig, optional
+        Of both modules.
     """
 
-    def __init__(self, channels: int, config: TextureConfig | None = None) -> None:
+    def __init__(self, channels: int, config: TextureConfig = _DEFAULT) -> None:
         super().__init__()
-        c = config or TextureConfig()
-        self.tem = TextureEnhancement(
-            channels, c.tem_levels, placement=c.placement, window=c.window, scaled_attention=c.scaled_attention
-        )
-        self.ptfem = PyramidTexture(
-            channels, c.scales, c.ptfem_levels, neighbour=c.neighbour, placement=c.placement, window=c.window
-        )
+        self.tem = TextureEnhancement(channels, config)
+        self.ptfem = PyramidTexture(channels, config)
         self.fuse_tem = FuseConv(2 * channels, channels)
         self.fuse_all = FuseConv(3 * channels, channels)
 
@@ -282,18 +262,10 @@ class _Bins:
     placement: str
     window: str
 
-    def __post_init__(self) -> None:
-        if self.levels < 2:
-            raise ValueError(f"levels must be at least 2, got {self.levels}")
-        if self.placement not in ("center", "edge"):
-            raise ValueError(f"placement must be 'center' or 'edge', got {self.placement!r}")
-        if self.window not in ("full_bin", "half_bin", "literal"):
-            raise ValueError(f"window must be 'full_bin', 'half_bin' or 'literal', got {self.window!r}")
-
     def quantize(self, x: Tensor, *, sparse: bool = False) -> tuple[_Encoding, Tensor, Tensor]:
         """QCO-1D of a map: its encoding, counts (B, N) and mean (B, C)."""
         rows = _rows(x).flatten(1, 2)
-        with _no_autocast(x):
+        with no_autocast(x):
             mean = rows.mean(1)
             encoding = self.encode(_Cosine.apply(rows, _unit(mean).unsqueeze(1)).squeeze(1), sparse=sparse)
             return encoding, encoding.counts(), mean
@@ -312,13 +284,14 @@ class _Bins:
             position = (position.clamp_min(1e-6).masked_fill(flat, self.levels / 2) - first).unsqueeze(-2)
             below = position.floor()
             level = torch.cat((below, below + 1), -2) if sparse else ladder.unsqueeze(-1)
-            away = level - position
+            away = level - position  # how many bins a level lies above a pixel
         distance = low.unsqueeze(-2) + (level + first) * step.unsqueeze(-2) - similarity.unsqueeze(-2)
         if self.window == "full_bin":
             inside = away.abs() < 1
+        elif self.window == "half_bin":
+            inside = (away >= -0.5) & (away < 0.5)
         else:
-            away, half = (away, 0.5) if self.window == "half_bin" else (distance, 0.5 / self.levels)
-            inside = (away >= -half) & (away < half)
+            inside = (distance >= -0.5 / self.levels) & (distance < 0.5 / self.levels)
         if sparse:
             inside &= (level >= 0) & (level < self.levels)
         # NaN has no level, but must come out as NaN, for the trainer to report, and not as a bad index.
@@ -384,7 +357,7 @@ class _Cosine(torch.autograd.Function):
         rows, units, inverse, cosine = ctx.saved_tensors
         radial = (grad * cosine).sum(-2).mul_(-inverse.squeeze(-2).square()).unsqueeze(-1)
         grad = grad * inverse
-        with _no_autocast(rows):
+        with no_autocast(rows):
             return (rows * radial).baddbmm_(grad.mT, units), grad @ rows
 
 
@@ -400,18 +373,20 @@ def _unit(x: Tensor) -> Tensor:
 def _region_cosines(rows: Tensor, grids: list[tuple[int, int]]) -> tuple[list[Tensor], list[Tensor]]:
     """Return, per grid, region means (B, s, s, C) and the cosine of each pixel with its region's mean (B, H, W).
 
-    One product per row of pixels takes in all regions that the row crosses; those of other columns are masked after it.
+    The rows of pixels are read twice, whatever the number of grids: once for the means, and once by :class:`_Cosine`,
+    with the regions of all grids that a row crosses. A pixel's cosines with those of other columns are dropped.
     """
     height, width = rows.shape[1:3]
-    sizes = [grid[1] for grid in grids]
-    columns = torch.cat([_membership(width, size, rows) for size in sizes], 1)  # (W, Σs)
-    means, own = [], []
-    for part, grid in zip(((columns / columns.sum(0)).mT @ rows).split(sizes, 2), grids, strict=True):
-        member = _membership(height, grid[0], rows)
-        means.append(torch.einsum("hr,bhsc->brsc", member / member.sum(0), part))
-        own.append(torch.einsum("hr,brsc->bhsc", member, _unit(means[-1])))
-    cosines = _Cosine.apply(rows.flatten(0, 1), torch.cat(own, 2).flatten(0, 1)).unflatten(0, (-1, height))
-    return means, [part.sum(-2) for part in (cosines * columns.mT).split(sizes, -2)]
+    across = [grid[1] for grid in grids]
+    columns = torch.cat([_membership(width, s, rows) for s in across], 1)  # (W, Σs)
+    strips = (columns / columns.sum(0)).mT @ rows  # (B, H, Σs, C): means over a row's pixels within a region
+    means, units = [], []
+    for strip, grid in zip(strips.split(across, 2), grids, strict=True):
+        lines = _membership(height, grid[0], rows)
+        means.append(torch.einsum("hr,bhsc->brsc", lines / lines.sum(0), strip))
+        units.append(torch.einsum("hr,brsc->bhsc", lines, _unit(means[-1])))  # of the regions that a row crosses
+    cosines = _Cosine.apply(rows.flatten(0, 1), torch.cat(units, 2).flatten(0, 1)).unflatten(0, (-1, height))
+    return means, [own.sum(-2) for own in (cosines * columns.mT).split(across, -2)]
 
 
 def _upsample(branches: list[Tensor], size: tuple[int, int]) -> Tensor:
@@ -471,11 +446,6 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _no_autocast(x: Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)
-
-
-def _check_neighbour(neighbour: str) -> str:
-    if neighbour not in ("right", "diagonal"):
-        raise ValueError(f"neighbour must be 'right' or 'diagonal', got {neighbour!r}")
-    return neighbour
+def _check_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}, got {value!r}")

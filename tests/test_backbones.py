@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import builtins
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+from own_backbone import small
 from safetensors.torch import save_file
 
 from mlffn_lite.backbones import Backbone, build_backbone, fold_batch_norm
+from mlffn_lite.config import Config
 from mlffn_lite.errors import ConfigError, WeightsError
+from mlffn_lite.network import MLFFN
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +78,79 @@ def test_folded_normalisation_gives_the_same_levels(name: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(a.abs().max()))
 
 
-def test_folding_follows_the_weights_and_leaves_training_alone(lite0: Backbone) -> None:
-    backbone = copy.deepcopy(lite0).set_mode("train")
-    images = torch.rand(2, 3, 32, 32)
+def scaled(backbone: Backbone) -> Backbone:
     with torch.no_grad():
-        before = backbone.eval()(images)[2]
         next(iter(backbone.body.parameters())).mul_(2)
-        after, plain = backbone(images)[2], backbone.body((images - 0.5) / 0.5)[2]
-    assert not torch.allclose(before, after)
-    torch.testing.assert_close(after, plain, rtol=1e-3, atol=1e-3)
+    return backbone
+
+
+def train_step(backbone: Backbone) -> None:
+    optimizer = torch.optim.SGD([p for p in backbone.parameters() if p.requires_grad], lr=0.1)
+    sum(level.square().mean() for level in backbone(torch.rand(2, 3, 32, 32))).backward()
+    optimizer.step()
+
+
+def train_and_evaluate(backbone: Backbone) -> None:
+    train_step(backbone.train())
+    backbone.eval()
+
+
+def follow_the_data(backbone: Backbone) -> None:
+    backbone.set_mode("batch_stats").train()(torch.rand(2, 3, 32, 32))
+    backbone.eval()
+
+
+def load(module: torch.nn.Module, key: str) -> None:
+    state = {k: v.clone() for k, v in module.state_dict().items()}
+    state[key] *= 2
+    module.load_state_dict(state)
+
+
+WAYS: dict[str, Callable[[Backbone], object]] = {
+    "training": train_and_evaluate,
+    "a step in evaluation": train_step,
+    "statistics": follow_the_data,
+    "its state": lambda b: load(b, "body.conv1.weight"),
+    "the state of what it is in": lambda b: load(torch.nn.Sequential(b), "0.body.conv1.weight"),
+    "another type": lambda b: b.double(),
+    "another type of what it is in": lambda b: torch.nn.Sequential(b).double(),
+    "by hand, then eval": lambda b: scaled(b).eval(),
+    "by hand, then eval of what it is in": lambda b: torch.nn.Sequential(scaled(b)).eval(),
+    "by hand, then set_mode": lambda b: scaled(b).set_mode("frozen"),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_the_folded_copy_follows_the_weights(way: str) -> None:
+    torch.manual_seed(0)
+    backbone, images = build_backbone("resnet18", "none").eval(), torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        before = backbone(images)
+    assert backbone._folded
+    WAYS[way](backbone)
+    with torch.no_grad():
+        images = images.to(backbone.mean)
+        after, plain = backbone(images), backbone.body((images - backbone.mean) / backbone.std)
+    for a, b, c in zip(after, plain, before, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+        assert a.dtype == torch.float64 or not torch.allclose(a, c, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["frozen", "batch_stats", "train"])
+def test_the_folded_copy_is_kept_while_nothing_changes(lite0: Backbone, mode: Any) -> None:
+    backbone = copy.deepcopy(lite0).set_mode(mode).eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        backbone(images)
+        (folded,) = backbone._folded
+        backbone(images)
+    assert backbone._folded == (folded,)
+    assert backbone(images)[2].requires_grad == (mode == "train")  # with gradients, the original computes
+    assert bool(backbone._folded) == (mode != "train")  # for a step may follow
     assert not any("_folded" in key for key in backbone.state_dict())
-    assert backbone(images)[2].requires_grad  # with gradients, the original computes, in evaluation too
-    assert backbone.train()(images)[2].requires_grad
+    assert sum(p.numel() for p in backbone.parameters()) == sum(p.numel() for p in backbone.body.parameters())
+    backbone.train()(images)
+    assert bool(backbone._folded) == (mode == "frozen")  # it alone stays as it is in training
 
 
 def test_what_cannot_be_folded_stays() -> None:
@@ -188,3 +253,46 @@ def test_unknown_or_unfit_models_are_refused() -> None:
         build_backbone("vit_tiny_patch16_224", "none")
     with pytest.raises(WeightsError, match="no installed package"):
         build_backbone("resnet50", "offline")
+    for name in ("swin_tiny_patch4_window7_224", "maxvit_tiny_tf_224"):
+        with pytest.raises(ConfigError, match=rf"{name}' cannot take 64×64 images \(.*\); choose one for any") as error:
+            build_backbone(name, "none")
+        assert "\n" not in str(error.value)
+
+
+def test_a_backbone_of_ones_own_is_named_by_its_import_path() -> None:
+    config = Config.preset("tiny", model={"backbone": "own_backbone:small"})
+    network = MLFFN(config.model, config.texture).eval()
+    assert network.backbone.channels == (8, 12, 16)
+    with torch.no_grad():
+        assert network(torch.rand(2, 3, 40, 56)).score.shape[:2] == (2, 1)
+
+
+class _Unfit:
+    """Backbones that do not keep what they promise."""
+
+    @staticmethod
+    def nothing(weights: str) -> None:
+        return None
+
+    @staticmethod
+    def channels(weights: str) -> Backbone:
+        return Backbone(small(weights).body, (8, 12, 24))
+
+    @staticmethod
+    def two(weights: str) -> Backbone:
+        return Backbone(small(weights).body[:2], (8, 12))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("own_backbone:tiny", "cannot import the backbone 'own_backbone:tiny'"),
+        ("test_backbones:_Unfit.nothing", "returns NoneType; let it return a Backbone"),
+        ("test_backbones:_Unfit.channels", r"should have the shapes .*\(1, 24, 4, 4\)\], but have .*\(1, 16, 4, 4\)"),
+        ("test_backbones:_Unfit.two", "three levels .* should have the shapes"),
+    ],
+)
+def test_unfit_backbones_of_ones_own_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        build_backbone(name, "none")
+    assert "\n" not in str(error.value)

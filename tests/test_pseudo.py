@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,52 +12,19 @@ import torch
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
+from own_kind import Stripe
+from pseudo_checks import check_against, check_contract, default_dtype, noise, seeded, smooth, take_back
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.transform import Rotation
-from scipy.stats import kstest, loguniform
 from torch import Tensor
 
-from mlffn_lite.pseudo import (
-    KINDS,
-    VISIBLE_CHANGE,
-    Blemish,
-    Canvas,
-    ConfettiNoise,
-    CutPaste,
-    CutPasteScar,
-    PseudoAnomalies,
-    PseudoAnomaly,
-    _value_noise,
-)
+from mlffn_lite.beyond.blemish import Blemish
+from mlffn_lite.canvas import VISIBLE_CHANGE
+from mlffn_lite.errors import ConfigError
+from mlffn_lite.pseudo import CanvasAnomaly, ConfettiNoise, CutPaste, CutPasteScar, PseudoAnomalies, PseudoAnomaly
 
 LUMA = np.array([0.299, 0.587, 0.114])
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.rand(shape, generator=seeded(seed))
-
-
-def check_contract(images: Tensor, out: Tensor, masks: Tensor) -> None:
-    """The mask is exactly what changed visibly, all else is untouched, and values stay in range."""
-    assert out.shape == images.shape
-    assert masks.shape == (len(images), 1, *images.shape[2:])
-    assert masks.dtype == torch.bool
-    change = (out.double() - images.double()).abs().amax(1, keepdim=True)
-    assert torch.equal(masks, change > VISIBLE_CHANGE)
-    assert torch.equal(out.masked_select(~masks), images.masked_select(~masks))
-    assert bool(((out >= 0) & (out <= 1)).all())
-
-
-# References in float64, one pixel at a time, from the same uniform draws.
-
-
-def take_back(image: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    mask = np.abs(out - image).max(0) > VISIBLE_CHANGE
-    return np.where(mask, out, image), mask
+EACH = {"confetti": 1.0, "cutpaste": 1.0, "scar": 1.0, "blemish": 1.0}
 
 
 def blurred_interval(t: float, side: float, sigma: float) -> float:
@@ -167,56 +133,6 @@ def paste_reference(
     return take_back(image, out)
 
 
-def value_noise_reference(lattice: np.ndarray, v: float, u: float, cells: float) -> float:
-    """Values at the points 0, 1, …, 8 of a lattice whose middle ``cells`` cells are spread over [-1.35, 1.35]²."""
-    row, column = (min(max(4 + t / 1.35 * cells / 2, 0), 8) for t in (v, u))
-    i, j = min(int(row), 7), min(int(column), 7)
-    down, right = ((3 - 2 * t) * t**2 for t in (row - i, column - j))
-    top = (1 - right) * lattice[i, j] + right * lattice[i, j + 1]
-    bottom = (1 - right) * lattice[i + 1, j] + right * lattice[i + 1, j + 1]
-    return float((1 - down) * top + down * bottom)
-
-
-def log_uniform(draw: float, limits: tuple[float, float]) -> float:
-    return limits[0] * (limits[1] / limits[0]) ** draw
-
-
-def blemish_reference(
-    image: np.ndarray, draws: np.ndarray, lattices: np.ndarray, kind: Blemish
-) -> tuple[np.ndarray, np.ndarray]:
-    height, width = image.shape[1:]
-    out, mask = image.copy(), np.zeros((height, width), bool)
-    count = math.floor(kind.count[0] + draws[0] * (kind.count[1] + 1 - kind.count[0]))
-    for d, (border, cloud) in zip(draws[1:].reshape(-1, 15)[:count], lattices, strict=False):
-        tall = max(3.0, min(height, width) * log_uniform(d[0], kind.length))
-        wide = max(2.0, tall / log_uniform(d[1], kind.aspect))
-        angle, cy, cx = math.pi * d[2], d[3] * height - 0.5, d[4] * width - 0.5
-        softness = log_uniform(d[6], (0.1, 1.0))
-        pick = d[7] * (kind.colour + kind.elsewhere + kind.texture)
-        tint = 2 * d[10:13] - 1 if d[9] >= kind.grey else np.full(3, -1.0 if d[10] < 0.5 else 1.0)
-        change = tint / np.abs(tint).max() * log_uniform(d[8], kind.contrast)
-        middle = out[:, min(int(d[3] * height), height - 1), min(int(d[4] * width), width - 1)]
-        more, less = (np.abs(np.clip(middle + c, 0, 1) - middle).mean() for c in (change, -change))
-        change = -change if more < 0.4 * less else change
-        for y in range(height):
-            for x in range(width):
-                v = ((y - cy) * math.cos(angle) + (x - cx) * math.sin(angle)) / (tall / 2)
-                u = ((x - cx) * math.cos(angle) - (y - cy) * math.sin(angle)) / (wide / 2)
-                bulge = 1.6 * (value_noise_reference(border, v, u, 2 + 4 * d[5]) - 0.5)
-                opacity = min(max((1 - v**2 - u**2 + bulge) / softness, 0), 1)
-                if pick < kind.colour:
-                    filling = out[:, y, x] + change
-                elif pick < kind.colour + kind.elsewhere:
-                    there = (y + math.floor(d[13] * height)) % height, (x + math.floor(d[14] * width)) % width
-                    filling = image[:, there[0], there[1]] + change / 4
-                else:
-                    clouds = 2 * value_noise_reference(cloud, v, u, 3 + 5 * d[5]) - 1
-                    filling = out[:, y, x] + clouds * change
-                out[:, y, x] = np.clip((1 - opacity) * out[:, y, x] + opacity * filling, 0, 1)
-        out, mask = take_back(image, out)
-    return out, mask
-
-
 def references(kind: PseudoAnomaly, images: Tensor, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Changed images and masks, from what the generator draws for the kind."""
     generator, n = seeded(seed), len(images)
@@ -225,9 +141,6 @@ def references(kind: PseudoAnomaly, images: Tensor, seed: int) -> list[tuple[np.
     def drawn(*shape: int) -> np.ndarray:
         return torch.rand(shape, generator=generator).double().numpy()
 
-    if isinstance(kind, Blemish):
-        draws, lattices = drawn(1 + 15 * kind.count[1], n).T, np.moveaxis(drawn(kind.count[1], 2, n, 9, 9), 2, 0)
-        return [blemish_reference(*given, kind) for given in zip(pixels, draws, lattices, strict=True)]
     if isinstance(kind, ConfettiNoise):
         draws = drawn(1 + 8 * kind.count[1], n).T
         return [confetti_reference(*given, kind) for given in zip(pixels, draws, strict=True)]
@@ -236,21 +149,7 @@ def references(kind: PseudoAnomaly, images: Tensor, seed: int) -> list[tuple[np.
     return [paste_reference(*given, kind) for given in zip(pixels, draws, strict=True)]
 
 
-def smooth(*shape: int, seed: int = 0) -> Tensor:
-    """Soft patterns with dark and bright saturated areas, so that clamping and flipping are reached."""
-    field = gaussian_filter(noise(*shape, seed=seed).double().numpy(), (0, 0, 4, 4))
-    return torch.from_numpy(((field - field.mean()) / field.std() * 0.5 + 0.4).clip(0, 1)).float()
-
-
-@pytest.fixture(params=[torch.float32, torch.float64], ids=str)
-def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
-    """Draw and compute in this dtype: the library takes it from torch's default and from the images."""
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(request.param)
-    yield request.param
-    torch.set_default_dtype(usual)
-
-
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("size", [(33, 50), (48, 31), (8, 8)])
 @pytest.mark.parametrize(
     "kind",
@@ -263,26 +162,12 @@ def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
         CutPaste(rotation=30.0, candidates=1),
         CutPasteScar(),
         CutPasteScar(width=(0.1, 0.3), length=(0.3, 0.8), rotation=180.0, jitter=0.3, candidates=7, min_change=0.3),
-        Blemish(),
-        Blemish(count=(2, 3), length=(0.4, 2.0), aspect=(1.0, 40.0), contrast=(0.5, 1.0), grey=0.0),
-        Blemish(length=(0.3, 0.6), aspect=(2.0, 2.0), colour=0.0, elsewhere=2.0, texture=0.0),
-        Blemish(length=(0.3, 0.9), contrast=(1.0, 1.0), colour=0.0, elsewhere=0.0, texture=0.5, grey=1.0),
     ],
 )
 def test_equals_the_loop_reference(kind: PseudoAnomaly, size: tuple[int, int], dtype: torch.dtype) -> None:
-    images = smooth(5, 3, *size, seed=size[0]).to(dtype)
-    # The rough border of a blemish is steep: opacity magnifies the rounding of a pixel's place.
-    close = 1e-9 if dtype == torch.float64 else 5e-5 if isinstance(kind, Blemish) else 1e-5
-    out, masks = kind(images, generator=seeded(11))
-    expectations = references(kind, images, 11)
-    for image, (expected, expected_mask), got, mask in zip(images, expectations, out, masks[:, 0], strict=True):
-        # Rounding may decide otherwise only where a change is within this of the threshold.
-        change = np.abs(expected - image.numpy()).max(0)
-        certain = np.abs(change - VISIBLE_CHANGE) > close
-        tolerance = np.where(mask.numpy() == expected_mask, close, VISIBLE_CHANGE + close)
-        assert np.all(np.abs(got.numpy() - expected) < tolerance)
-        assert np.array_equal(mask.numpy()[certain], expected_mask[certain])
-        assert mask.any()
+    with default_dtype(dtype):
+        images = smooth(5, 3, *size, seed=size[0]).to(dtype)
+        check_against(kind, images, references(kind, images, 11), 1e-9 if dtype == torch.float64 else 1e-5)
 
 
 @pytest.mark.parametrize(("side", "sigma", "degrees"), [(8.0, 5.0, 30.0), (20.0, 2.0, -45.0), (14.0, 1.5, 0.0)])
@@ -322,63 +207,6 @@ def test_cutpaste_without_jitter_is_an_integer_shift_of_the_image() -> None:
         found = (windows == patch[:, None, None]).flatten(3).all(3).all(0).nonzero().tolist()
         assert len(found) == 1
         assert found != [[top, left]]
-
-
-def test_value_noise_equals_the_loop_reference() -> None:
-    lattices, shape = noise(6, 9, 9), torch.arange(6).repeat_interleave(400)
-    v, u = 1.35 * (2 * noise(2, 2400, seed=1) - 1)
-    cells = torch.tensor([2.0, 3.7, 5.0, 6.0, 7.3, 8.0])
-    got = _value_noise(lattices, shape, v, u, cells)
-    given = zip(shape.tolist(), v.tolist(), u.tolist(), strict=True)
-    expected = [value_noise_reference(lattices[i].double().numpy(), y, x, float(cells[i])) for i, y, x in given]
-    assert np.abs(got.numpy() - np.array(expected)).max() < 1e-5
-    zero_one = _value_noise(lattices.round(), shape, v, u, cells)
-    assert bool(((zero_one >= 0) & (zero_one <= 1)).all())
-    assert zero_one.min() < 0.01
-    assert zero_one.max() > 0.99
-
-
-def test_value_noise_passes_through_its_lattice_without_jumps() -> None:
-    lattices, zeros = noise(1, 9, 9).double().round(), torch.zeros(81, dtype=torch.long)
-    places = torch.linspace(-1.35, 1.35, 9, dtype=torch.float64)
-    cells = torch.tensor([8.0], dtype=torch.float64)
-    v, u = torch.meshgrid(places, places, indexing="ij")
-    got = _value_noise(lattices, zeros, v.flatten(), u.flatten(), cells)
-    assert (got.view(9, 9) - lattices[0]).abs().max() < 1e-5
-    # Along lines that cross the whole lattice: the slope is at most 1.5 per cell of 2.7 / 8, and 0 at a lattice point.
-    line = torch.linspace(-1.4, 1.4, 28_001, dtype=torch.float64)
-    zeros = torch.zeros(len(line), dtype=torch.long)
-    for across in (-1.35, -0.4, 0.0, 1.0, 1.349):
-        for points in ((line, torch.full_like(line, across)), (torch.full_like(line, across), line)):
-            steps = _value_noise(lattices, zeros, *points, cells).diff().abs()
-            assert steps.max() <= 1e-4 * 1.5 * 8 / 2.7 * 1.001
-            assert steps.max() > 0
-            at_points = ((places[1:-1] - line[0]) / 1e-4).round().long()
-            assert steps[at_points].max() < 1e-6
-
-
-@pytest.mark.parametrize("size", [(33, 50), (48, 31), (1, 7), (1, 1)])
-def test_blemish_windows_hold_every_pixel_that_noise_can_reach(size: tuple[int, int]) -> None:
-    kind = Blemish(length=(0.05, 1.5), aspect=(1.0, 20.0))
-    draws = torch.rand((5, 300), generator=seeded(6))
-    _, start, extent = kind._place(draws, *size)
-    rows, columns = np.arange(size[0])[:, None], np.arange(size[1])
-    tight = 0
-    for d, corner, shape in zip(draws.double().numpy().T, start.T.tolist(), extent.T.tolist(), strict=True):
-        tall = max(3.0, min(size) * log_uniform(d[0], kind.length))
-        wide = max(2.0, tall / log_uniform(d[1], kind.aspect))
-        dy, dx = rows - (d[3] * size[0] - 0.5), columns - (d[4] * size[1] - 0.5)
-        cos, sin = math.cos(math.pi * d[2]), math.sin(math.pi * d[2])
-        v, u = (dy * cos + dx * sin) / (tall / 2), (dx * cos - dy * sin) / (wide / 2)
-        reached = 1 - v**2 - u**2 + 1.6 * (1 - 0.5) > 1e-5  # noise is at most 1
-        window = np.zeros(size, bool)
-        assert min(corner) >= 0
-        assert corner[0] + shape[0] <= size[0]
-        assert corner[1] + shape[1] <= size[1]
-        window[corner[0] : corner[0] + shape[0], corner[1] : corner[1] + shape[1]] = True
-        assert not reached[~window].any()
-        tight += reached.any(1).sum() == shape[0] and reached.any(0).sum() == shape[1]
-    assert tight > 100  # no row or column to spare
 
 
 # What must hold for any input.
@@ -427,7 +255,7 @@ def test_contract(
 def test_ratio_and_shares_are_exact(batch: int, ratio: float, weights: list[float], seed: int) -> None:
     images = torch.zeros(batch, 3, 4, 4)
     stamps = {"confetti": Stamp(0.25), "cutpaste": Stamp(0.5), "scar": Stamp(0.75), "blemish": Stamp(1.0)}
-    pseudo = PseudoAnomalies(ratio, *weights[:3], blemish=weights[3], kinds=stamps)
+    pseudo = PseudoAnomalies(ratio, dict(zip(stamps, weights, strict=True)), generators=stamps)
     out, masks = pseudo(images, generator=seeded(seed))
     changed = int(masks.flatten(1).any(1).sum())
     assert abs(changed - ratio * batch) < 1
@@ -438,46 +266,99 @@ def test_ratio_and_shares_are_exact(batch: int, ratio: float, weights: list[floa
 
 
 class Stamp(PseudoAnomaly):
-    """Set the first pixel: shows which kind changed which image, and that a new kind needs only this much."""
+    """Set the first pixel: shows which kind changed which image."""
 
     def __init__(self, value: float) -> None:
         self.value = value
 
-    def apply(self, canvas: Canvas, images: Tensor, generator: torch.Generator) -> None:
-        first = torch.zeros_like(images)
-        canvas.write(canvas.locate(images, first, first), torch.full((3, len(images)), self.value))
+    def apply(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        before = images[:, :, :1, :1].clone()
+        images[:, :, 0, 0] = self.value
+        masks = torch.zeros_like(images[:, :1], dtype=torch.bool)
+        masks[:, :, :1, :1] = (images[:, :, :1, :1] != before).any(1, keepdim=True)
+        return images, masks
 
 
-def test_further_kinds_join_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    images = torch.zeros(8, 3, 6, 6)
-    out, _ = PseudoAnomalies(1.0, 0, 0, kinds={"stamp": Stamp(0.5)}, stamp=1)(images, generator=seeded())
-    assert (out[:, :, 0, 0] == 0.5).all()
-    monkeypatch.setitem(KINDS, "half", lambda: Stamp(0.5))
-    assert torch.equal(PseudoAnomalies(1.0, 0, 0, half=2)(images, generator=seeded())[0], out)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.bfloat16], ids=str)
+def test_a_kind_of_ones_own_joins_by_its_import_path(dtype: torch.dtype) -> None:
+    images = (255 * noise(9, 3, 40, 32)).to(torch.uint8)
+    images = images if dtype == torch.uint8 else (images / 255).to(dtype)
+    before = images.clone()
+    pseudo = PseudoAnomalies(
+        1.0, {"confetti": 1.0, "own_kind:Stripe": 2.0}, {"own_kind:Stripe": {"thickness": 0.2}, "scar": {"jitter": 0}}
+    )
+    out, masks = pseudo(images, generator=seeded(1))
+    assert torch.equal(images, before)
+    check_contract(images / 255 if dtype == torch.uint8 else images, out, masks)
+    rows = masks.all(3).sum((1, 2))  # of a stripe: 0.2 of 40, and one for the middle, or fewer at the border
+    assert (rows > 0).sum() == 6
+    assert rows.max() == 9
+    stripe = pseudo.kinds["own_kind:Stripe"]
+    assert isinstance(stripe, Stripe)
+    alone, alone_masks = stripe(images, generator=seeded(2))
+    check_contract(images / 255 if dtype == torch.uint8 else images, alone, alone_masks)
 
 
-def test_blemishes_join_by_weight() -> None:
-    images = noise(8, 3, 32, 32)
-    out, masks = PseudoAnomalies(1.0, 0, 0, blemish=1.0)(images, generator=seeded())
-    check_contract(images, out, masks)
-    assert masks.flatten(1).any(1).all()
-    # All images are blemished, in an order of the generator's choice.
-    generator = seeded()
-    order = torch.randperm(8, generator=generator)
-    torch.rand((), generator=generator)
-    assert torch.equal(Blemish()(images[order], generator=generator)[0], out[order])
-    quiet = PseudoAnomalies(1.0, 0, 0, blemish=0.5, kinds={"blemish": Blemish(contrast=(1e-6, 1e-6), elsewhere=0)})
-    assert not quiet(images, generator=seeded())[1].any()
-    # Asked for none, it leaves the other kinds what they were.
-    pair = PseudoAnomalies(), PseudoAnomalies(blemish=0.0)
-    without, zero = (p(images, generator=seeded())[0] for p in pair)
-    assert torch.equal(without, zero)
+def test_lists_of_a_configuration_become_ranges() -> None:
+    pseudo = PseudoAnomalies(1.0, {"confetti": 1}, {"confetti": {"side": [0.1, 0.2], "place": [0.5, 0.5]}})
+    assert pseudo.kinds["confetti"] == ConfettiNoise(side=(0.1, 0.2), place=(0.5, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("returns", "message"),
+    [
+        (lambda x: x, "images and masks of shapes .* got Tensor"),
+        (lambda x: (x, x), r"got \[\(2, 3, 6, 6\), \(2, 3, 6, 6\)\]"),
+        (lambda x: (x[:1], x[:, :1] > 2), r"got \[\(1, 3, 6, 6\)"),
+        (lambda x: (x, None), r"got \[\(2, 3, 6, 6\), \(\)\]"),
+        (lambda x: (x, x[:, :1]), "bool masks, got torch.float32 and torch.float32"),
+        (lambda x: (x.long(), x[:, :1] > 2), "floating-point images .* got torch.int64"),
+        (lambda x: (x + 2, x[:, :1] < 2), r"images in \[0, 1\]; clamp them"),
+        (lambda x: (x * math.nan, x[:, :1] < 2), r"images in \[0, 1\]"),
+        (lambda x: (1 - x.round(), x[:, :1] > 2), "it changed pixels outside of them"),
+    ],
+)
+def test_a_kind_that_breaks_its_contract_is_named(returns: Any, message: str) -> None:
+    class Careless(PseudoAnomaly):
+        def apply(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            return returns(images)
+
+    for kind in (Careless(), PseudoAnomalies(1.0, {"own": 1}, generators={"own": Careless()})):
+        with pytest.raises(ConfigError, match=rf"^Careless.apply must return .*{message}") as error:
+            kind(noise(2, 3, 6, 6), generator=seeded())
+        assert "\n" not in str(error.value)
+
+
+def test_changes_outside_of_a_mask_are_taken_back() -> None:
+    class Faint(PseudoAnomaly):
+        def apply(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+            return images + 0.01, torch.zeros_like(images[:, :1], dtype=torch.bool)
+
+    images = 0.5 * noise(2, 3, 6, 6)
+    assert torch.equal(Faint()(images, generator=seeded())[0], images)
+
+
+@pytest.mark.parametrize("kind", [ConfettiNoise, CutPaste, CutPasteScar, Blemish])
+def test_a_place_moves_a_shape_and_changes_no_other_draw(kind: type[CanvasAnomaly]) -> None:
+    images = noise(30, 3, 60, 80)
+    small: dict[str, Any] = {"count": (1, 1)} if kind in (ConfettiNoise, Blemish) else {}
+    placed = kind(**small, place=(0.4, 0.7))
+    _, masks = placed(images, generator=seeded(3))
+    check_contract(images, *placed(images, generator=seeded(3)))
+    inside = [mask[0].nonzero().double().mean(0) for mask in masks if mask.any()]
+    assert len(inside) >= 25
+    # A pixel's place is its centre; a large shape is cut off at the border, or moved inside.
+    middle = torch.stack(inside).median(0).values
+    assert torch.allclose(middle, torch.tensor([0.4 * 60 - 0.5, 0.7 * 80 - 0.5], dtype=torch.float64), atol=1.5)
+    assert torch.equal(placed(images, generator=(after := seeded(3)))[1], masks)
+    kind(**small)(images, generator=(without := seeded(3)))
+    assert torch.equal(after.get_state(), without.get_state())
 
 
 def test_chosen_images_and_kinds_vary_with_the_seed() -> None:
     images = torch.full((10, 3, 16, 16), 0.5)
     stamps = {"confetti": Stamp(0.25), "cutpaste": Stamp(0.75)}
-    pseudo = PseudoAnomalies(0.5, kinds=stamps)
+    pseudo = PseudoAnomalies(0.5, generators=stamps)
     picked = torch.stack([pseudo(images, generator=seeded(s))[0][:, 0, 0, 0] for s in range(400)])
     assert ((picked != 0.5).sum(1) == 5).all()
     # Five changed images, shared half and half: two or three of a kind, either being as likely.
@@ -489,7 +370,7 @@ def test_chosen_images_and_kinds_vary_with_the_seed() -> None:
 @pytest.mark.parametrize(("ratio", "batch"), [(0.05, 8), (0.05, 16), (0.25, 2), (0.5, 7)])
 def test_a_ratio_is_met_over_many_batches(ratio: float, batch: int) -> None:
     """Rounded to the nearest, 5 % of 8 images would be none for ever."""
-    pseudo, generator = PseudoAnomalies(ratio, 1, 0, kinds={"confetti": Stamp(1.0)}), seeded()
+    pseudo, generator = PseudoAnomalies(ratio, {"stamp": 1}, generators={"stamp": Stamp(1.0)}), seeded()
     images = torch.zeros(batch, 3, 4, 4)
     counts = torch.stack([pseudo(images, generator=generator)[1].flatten(1).any(1).sum() for _ in range(2000)])
     assert set(counts.tolist()) == {math.floor(ratio * batch), math.ceil(ratio * batch)}
@@ -502,15 +383,13 @@ def test_ratio_zero_and_one() -> None:
     out, masks = PseudoAnomalies(0.0)(images, generator=seeded())
     assert torch.equal(out, images)
     assert not masks.any()
-    out, masks = PseudoAnomalies(1.0, scar=1.0)(images, generator=seeded())
+    out, masks = PseudoAnomalies(1.0, {"confetti": 1, "cutpaste": 1, "scar": 1})(images, generator=seeded())
     assert masks.flatten(1).any(1).all()
     check_contract(images, out, masks)
     assert PseudoAnomalies(1.0)(images[:1], generator=seeded())[1].any()
 
 
-@pytest.mark.parametrize(
-    "kind", [ConfettiNoise(), CutPaste(), CutPasteScar(), Blemish(), PseudoAnomalies(0.7, scar=1.0, blemish=1.0)]
-)
+@pytest.mark.parametrize("kind", [ConfettiNoise(), CutPaste(), CutPasteScar(), Blemish(), PseudoAnomalies(0.7, EACH)])
 def test_the_seed_decides_everything(kind: PseudoAnomaly) -> None:
     images = noise(260, 3, 24, 20)
     state = torch.random.get_rng_state()
@@ -603,82 +482,6 @@ def test_sizes_follow_the_parameters() -> None:
     assert (masks.flatten(1).sum(1) - 10 * 24).abs().max() < 40
 
 
-def test_lengths_and_contrasts_of_blemishes_are_log_uniform() -> None:
-    kind = Blemish(count=(1, 1), length=(0.1, 0.8), aspect=(1.0, 1.0), contrast=(0.1, 0.4), elsewhere=0, texture=0)
-    pose, _, _ = replace(kind, aspect=(1.0, 12.0))._place(torch.rand((5, 3000), generator=seeded(1)), 256, 300)
-    assert kstest(pose[4] / 256, loguniform(0.1, 0.8).cdf).pvalue > 0.01
-    # The short axis of the shortest is cut off at 2 px.
-    assert kstest((pose[4] / pose[5])[pose[4] > 26], loguniform(1, 12).cdf).pvalue > 0.01
-    grey = torch.full((600, 3, 64, 64), 0.5)
-    out, masks = kind(grey, generator=seeded(2))
-    change = (out - grey).abs().flatten(1).amax(1)
-    assert kstest(change[change > 0], loguniform(0.05, 0.4).cdf).pvalue < 0.01  # the test can tell
-    strong = replace(kind, grey=1.0)(grey, generator=seeded(2))[0]
-    assert kstest((strong - grey).abs().flatten(1).amax(1), loguniform(0.1, 0.4).cdf).pvalue > 0.01
-    # Masks follow the lengths: their diameters, in lengths, are the same for short and long ones.
-    length, cy, cx = torch.rand((6, 600), generator=seeded(2))[[1, 4, 5]]
-    length = 6.4 * 8**length
-    inside = torch.stack((cy, 1 - cy, cx, 1 - cx)).amin(0) * 64 > 0.6 * length
-    diameter = (masks[inside].flatten(1).sum(1) * 4 / math.pi).sqrt() / length[inside]
-    short = length[inside] < 18
-    assert min(short.sum(), (~short).sum()) > 40
-    assert float(diameter[short].median()) == pytest.approx(float(diameter[~short].median()), rel=0.1)
-    assert 0.7 < float(diameter.median()) < 1.1
-
-
-@pytest.mark.parametrize("weights", [(0.4, 0.4, 0.2), (3.0, 0.0, 1.0), (0.0, 5.0, 5.0), (0.0, 1.0, 0.0)])
-def test_fillings_of_blemishes_follow_their_weights(weights: tuple[float, float, float]) -> None:
-    colour, elsewhere, texture = weights
-    kind = Blemish(
-        count=(1, 1),
-        length=(0.5, 0.5),
-        aspect=(1.0, 1.0),
-        contrast=(0.4, 0.4),
-        grey=1.0,
-        colour=colour,
-        elsewhere=elsewhere,
-        texture=texture,
-    )
-    out, _ = kind(torch.full((600, 3, 48, 48), 0.5), generator=seeded(8))
-    change = out.flatten(1) - 0.5
-    assert bool(((change == 0).any(1) & (change != 0).any(1)).all())
-    # On one grey, clouds make both lighter and darker, and content from elsewhere shows by a quarter of the contrast.
-    cloudy = (change.amin(1) < 0) & (change.amax(1) > 0)
-    faint = ~cloudy & (change.abs().amax(1) < 0.1 + 1e-5)
-    for got, weight in ((~cloudy & ~faint, colour), (faint, elsewhere), (cloudy, texture)):
-        share = weight / sum(weights)
-        assert float(got.float().mean()) == pytest.approx(share, abs=0.05 if 0 < share < 1 else 0.01)
-
-
-@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
-def test_blemishes_show_on_blank_images(value: float) -> None:
-    _, masks = Blemish()(torch.full((400, 3, 64, 64), value), generator=seeded(5))
-    assert float(masks.flatten(1).any(1).float().mean()) > 0.98
-
-
-def test_grey_blemishes_change_all_channels_alike() -> None:
-    images = torch.full((400, 3, 32, 32), 0.5)
-    kind = Blemish(count=(1, 1), contrast=(0.4, 0.4), length=(0.4, 0.4), grey=0.6)
-    out, _ = kind(images, generator=seeded(4))
-    alike = (out == out[:, :1]).flatten(1).all(1)
-    assert float(alike.float().mean()) == pytest.approx(0.6, abs=0.06)
-    assert float((out[alike] > 0.5).flatten(1).any(1).float().mean()) > 0.45  # lighter as often as darker
-
-
-def test_content_from_elsewhere_is_a_shift_of_the_image() -> None:
-    images = noise(20, 3, 24, 31)
-    kind = Blemish(count=(1, 1), length=(0.8, 0.8), aspect=(1.0, 1.0), contrast=(1e-6, 1e-6), colour=0, texture=0)
-    out, masks = kind(images, generator=seeded(3))
-    fits = []
-    for image, new, mask in zip(images, out, masks[:, 0], strict=True):
-        rolls = [image.roll((-y, -x), (1, 2)) for y in range(24) for x in range(31)]
-        opaque = torch.stack([((roll - new).abs().amax(0) < 1e-5) & mask for roll in rolls]).flatten(1).sum(1)
-        first, second = opaque.topk(2).values.tolist()
-        fits.append(first)
-        assert second == 0  # every other shift fits nowhere
-    assert sum(pixels > 8 for pixels in fits) >= 15  # the softest are nowhere opaque
-
-
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -692,28 +495,36 @@ def test_content_from_elsewhere_is_a_shift_of_the_image() -> None:
         (lambda: CutPaste(candidates=0), "candidates must"),
         (lambda: CutPasteScar(width=(-0.1, 0.1)), "width must"),
         (lambda: CutPasteScar(rotation=181.0), "rotation must"),
-        (lambda: Blemish(count=(1, 65)), "count must lie between 1 and 64"),
-        (lambda: Blemish(length=(0.0, 1.0)), "length must"),
-        (lambda: Blemish(length=(0.2, 0.1)), "length must .* smaller value first"),
-        (lambda: Blemish(aspect=(0.5, 2.0)), "aspect must lie between 1 and 1000"),
-        (lambda: Blemish(contrast=(0.0, 1.0)), "contrast must"),
-        (lambda: Blemish(contrast=(0.1, 1.1)), "contrast must"),
-        (lambda: Blemish(grey=1.5), "grey must lie between 0 and 1"),
-        (lambda: Blemish(colour=-1.0), "colour must"),
-        (lambda: Blemish(elsewhere=math.inf), "elsewhere must"),
-        (lambda: Blemish(texture=math.nan), "texture must"),
-        (lambda: Blemish(colour=0.0, elsewhere=0.0, texture=0.0), "all 0; give one a weight"),
-        (lambda: PseudoAnomalies(1.5), "ratio must lie between 0 and 1"),
-        (lambda: PseudoAnomalies(confetti=-1), "weights must be at least 0"),
-        (lambda: PseudoAnomalies(confetti=math.nan), "weights must be at least 0"),
-        (lambda: PseudoAnomalies(confetti=0, cutpaste=0), "not all 0"),
-        (lambda: PseudoAnomalies(perlin=1.0), "unknown kinds perlin; choose from blemish, confetti, cutpaste, scar"),
-        (lambda: PseudoAnomalies(blemish=-1.0), "weights must be at least 0"),
+        (lambda: ConfettiNoise(place=(0.5, 1.5)), "place must be two numbers between 0 and 1"),
+        (lambda: ConfettiNoise(place=(0.5,)), "place must"),  # type: ignore[arg-type]
     ],
 )
 def test_wrong_parameters_are_refused(build: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ratio": 1.5}, "ratio of pseudo-anomalies must lie between 0 and 1, got 1.5"),
+        ({"kinds": {"confetti": -1}}, "weights of kinds must be at least 0"),
+        ({"kinds": {"confetti": math.nan}}, "weights of kinds must be at least 0"),
+        ({"kinds": {"confetti": 0, "cutpaste": 0}}, "not all 0"),
+        ({"kinds": {}}, "not all 0"),
+        ({"kinds": {"perlin": 1}}, "unknown kind 'perlin'; choose from confetti, cutpaste, scar, blemish"),
+        ({"kinds": {"own_kind:Strip": 1}}, "cannot import the kind 'own_kind:Strip'"),
+        ({"kinds": {"pseudo_checks:seeded": 1}}, "kind 'pseudo_checks:seeded' is no PseudoAnomaly"),
+        ({"options": {"confeti": {}}}, "unknown kind 'confeti'"),
+        ({"options": {"confetti": {"blur": -1}}}, "kind 'confetti' cannot be made with .*: blur must lie between 0"),
+        ({"options": {"confetti": {"fuzz": 1}}}, "kind 'confetti' cannot be made with .*'fuzz'"),
+        ({"generators": {"own": ConfettiNoise()}}, "generators own have no weight"),
+    ],
+)
+def test_wrong_mixtures_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as error:
+        PseudoAnomalies(**options)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -741,9 +552,7 @@ def test_empty_batch() -> None:
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-@pytest.mark.parametrize(
-    "kind", [ConfettiNoise(), CutPaste(), CutPasteScar(), Blemish(), PseudoAnomalies(0.5, scar=1.0, blemish=1.0)]
-)
+@pytest.mark.parametrize("kind", [ConfettiNoise(), CutPaste(), CutPasteScar(), Blemish(), PseudoAnomalies(0.5, EACH)])
 def test_a_cpu_generator_gives_the_same_anomalies_on_cuda(kind: PseudoAnomaly) -> None:
     images = noise(16, 3, 96, 80)
     out, masks = kind(images, generator=seeded(3))

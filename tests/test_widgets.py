@@ -20,12 +20,13 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from mlffn_lite.base import Calibration, Detector, Prediction
+from mlffn_lite import registry
+from mlffn_lite.canvas import VISIBLE_CHANGE
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import Entry, Split
+from mlffn_lite.detector import AnomalyDetector, Calibration, Prediction
 from mlffn_lite.figures import overlay
 from mlffn_lite.metrics import label_regions
-from mlffn_lite.pseudo import KINDS, VISIBLE_CHANGE
 from mlffn_lite.widgets import (
     Explorer,
     HeatmapExplorer,
@@ -40,6 +41,7 @@ from mlffn_lite.widgets import (
 
 SIDE = 32
 SCALE = Calibration(low=0.0, high=2.0, threshold=1.0)
+KINDS = {name: registry.find("kinds", name) for name in registry.names("kinds")}
 NAMES = ["good/000", "good/001", "hole/000", "hole/001", "stain/000"]
 
 
@@ -69,14 +71,12 @@ def prediction(parts: Split) -> Prediction:
     return Prediction(maps, maps.flatten(1).amax(1))
 
 
-class Brightness(Detector):
+class Brightness(AnomalyDetector):
     """Score: how far a pixel is from the mean of the good images."""
 
-    method = "brightness"
-
-    def fit(self, folder: Any, *, out: Any = None, progress: bool = True) -> Self:
-        self.shape = folder.shape
-        self._calibrate(folder)
+    def fit(self, source: Any, *, out: Any = None, progress: bool = True, resume: bool = False) -> Self:
+        self.shape = source.shape
+        self._calibrate(source)
         return self
 
     def _score(self, images: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class TestRegions:
             assert heat[member].max() == region.peak == heat[region.y, region.x]
             assert member[region.y, region.x]
         assert [r.peak for r in regions] == sorted((r.peak for r in regions), reverse=True)
-        assert bool(regions) == (heat.max() > threshold)  # so mask and image score never disagree
+        assert bool(regions) == (float(heat.max()) > threshold)  # so mask and image score never disagree
 
 
 class TestPicker:
@@ -567,7 +567,7 @@ class TestPseudoExplorer:
         explorer = PseudoExplorer(split())
         explorer.kind.value = kind
         assert explorer.generator == KINDS[kind]()
-        names = {f.name for f in fields(KINDS[kind]())}  # type: ignore[arg-type]
+        names = {f.name for f in fields(KINDS[kind])}
         assert explorer.parameters[kind].keys() <= names
         images, masks = KINDS[kind]()(split().images(), generator=torch.Generator().manual_seed(0))
         assert torch.equal(explorer.images, images)

@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from .controls import Explorer, ImagePicker
 from .heatmaps import HeatmapExplorer
-from .painter import PseudoPainter
-from .painting import paint
+from .painter import PseudoPainter, paint
 from .panels import Region, find_regions
 from .parameters import PseudoExplorer
 from .runs import RunComparison

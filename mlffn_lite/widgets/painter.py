@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from .. import registry
+from ..canvas import VISIBLE_CHANGE, Canvas
 from ..datasets.folder import Split
 from ..detector import AnomalyDetector
-from ..pseudo import KINDS
 from .controls import Explorer, ImagePicker, dropdown, row, seed, slider, table
-from .painting import paint
 from .panels import Panel, Scene, number
 from .views import as_bytes, fitted, word
 
@@ -29,7 +32,7 @@ class PseudoPainter(Explorer):
     ----------
     picker : ImagePicker
     kind : Dropdown
-        A key of :data:`mlffn_lite.pseudo.KINDS`.
+        A kind of this library, see :func:`paint`.
     x, y, size, strength : FloatSlider
         See :func:`paint`.
     seed : BoundedIntText
@@ -44,7 +47,7 @@ class PseudoPainter(Explorer):
     def __init__(self, detector: AnomalyDetector, split: Split) -> None:
         self._detector, self._split, self._scale = detector, split, fitted(detector)
         self.picker = ImagePicker({"": split}, only_good=True)
-        self.kind = dropdown("Kind", list(KINDS), "Kind of pseudo-anomaly")
+        self.kind = dropdown("Kind", list(_SIZED), "Kind of pseudo-anomaly")
         self.x = slider("x", (0, 1, 0.02), 0.5, "Centre, from the left, in widths of the image")
         self.y = slider("y", (0, 1, 0.02), 0.5, "Centre, from the top, in heights of the image")
         self.size = slider("Size", (0.02, 0.6, 0.02), 0.2, "Side or length, in image sides")
@@ -93,3 +96,57 @@ class PseudoPainter(Explorer):
             ],
             table("Before and after painting", columns, rows),
         )
+
+
+def paint(
+    image: Tensor, kind: str, *, x: float, y: float, size: float, strength: float = 1.0, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Put one pseudo-anomaly (§2.1) at a place of an image.
+
+    Parameters
+    ----------
+    image : Tensor
+        (3, H, W), uint8 or in [0, 1]. Not modified.
+    kind : str
+        ``confetti``, ``cutpaste``, ``scar`` or ``blemish``.
+    x, y : float
+        Centre in widths and heights of the image, 0 to 1; a pasted rectangle is moved until it lies inside.
+    size : float
+        In image sides, above 0 and at most 1: side of a square (confetti), square root of the area (cutpaste), length
+        (scar, blemish).
+    strength : float
+        Share of the full change that is applied, 0 to 1; 0 changes nothing.
+    seed : int
+        Of everything else: rotation, colour, what is copied.
+
+    Returns
+    -------
+    image : Tensor
+        (3, H, W) in [0, 1], float32 for uint8, else in the dtype of the input.
+    mask : Tensor
+        (H, W) bool, the pixels that changed by more than :data:`~mlffn_lite.canvas.VISIBLE_CHANGE`.
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown or a number is out of range.
+    """
+    if kind not in _SIZED:
+        raise ValueError(f"unknown kind {kind!r}; choose from {', '.join(_SIZED)}")
+    if not (0 <= x <= 1 and 0 <= y <= 1 and 0 <= strength <= 1 and 0 < size <= 1):
+        raise ValueError(f"x, y, strength must lie in [0, 1], size in (0, 1]; got {x}, {y}, {strength} and {size}")
+    good = Canvas(image[None].cpu()).images
+    generator = registry.find("kinds", kind)(place=(y, x), **_SIZED[kind](size))
+    full, _ = generator(good, generator=torch.Generator().manual_seed(seed))
+    painted = torch.lerp(good, full, strength)
+    mask = ((painted - good).abs() > VISIBLE_CHANGE).any(1, keepdim=True)
+    return torch.where(mask, painted, good)[0], mask[0, 0]
+
+
+# What makes a generator put one strong shape of a size, in image sides.
+_SIZED: dict[str, Callable[[float], dict[str, Any]]] = {
+    "confetti": lambda size: {"count": (1, 1), "side": (size, size), "colour": (0.5, 1.0)},
+    "cutpaste": lambda size: {"area": (size**2, size**2)},
+    "scar": lambda size: {"length": (size, size), "width": (size / 4, size / 4)},
+    "blemish": lambda size: {"count": (1, 1), "length": (size, size), "contrast": (0.8, 0.8)},
+}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-from dataclasses import replace
 from typing import Any
 
 import ipywidgets as w  # type: ignore[import-untyped]
@@ -11,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import registry
+from ..canvas import Canvas
 from ..datasets.folder import Split
-from ..pseudo import KINDS, Canvas
 from .controls import Explorer, dropdown, row, seed, slider
 from .panels import Panel, Scene
 from .views import as_bytes
@@ -31,7 +31,7 @@ class PseudoExplorer(Explorer):
     Attributes
     ----------
     kind : Dropdown
-        A key of :data:`mlffn_lite.pseudo.KINDS`.
+        Name of a kind of this library, see :func:`mlffn_lite.registry.names`.
     seed : BoundedIntText
     parameters : dict of dict
         By kind, the sliders of its generator's parameters by their names.
@@ -45,11 +45,11 @@ class PseudoExplorer(Explorer):
         self._good = (images.images() if isinstance(images, Split) else images)[:count]
         if not len(Canvas(self._good).images):
             raise ValueError("there is no image to show")
-        self.kind = dropdown("Kind", list(KINDS), "Kind of pseudo-anomaly")
+        self.kind = dropdown("Kind", list(_LIMITS), "Kind of pseudo-anomaly")
         self.seed = seed()
         self.parameters: dict[str, dict[str, w.Widget]] = {}
         for kind, limits in _LIMITS.items():
-            start = KINDS[kind]()
+            start = registry.find("kinds", kind)()
             self.parameters[kind] = {n: slider(n, limit, getattr(start, n), _MEANS[n]) for n, limit in limits.items()}
         self._sliders = row()
         super().__init__(row(self.kind, self.seed), self._sliders)
@@ -64,7 +64,7 @@ class PseudoExplorer(Explorer):
     def redraw(self) -> None:
         """Synthesise with the parameters as they stand, and draw each image above its mask."""
         values = {name: slider.value for name, slider in self.parameters[self.kind.value].items()}
-        self.generator = replace(KINDS[self.kind.value](), **values)  # type: ignore[type-var]
+        self.generator = registry.find("kinds", self.kind.value)(**values)
         self.images, self.masks = self.generator(self._good, generator=torch.Generator().manual_seed(self.seed.value))
         shares = self.masks.float().mean((1, 2, 3))
         panels: list[Panel] = []

@@ -12,7 +12,9 @@ from collections.abc import Callable
 
 import torch
 
-from mlffn_lite.pseudo import Blemish, Canvas, ConfettiNoise, CutPaste, CutPasteScar, PseudoAnomalies
+from mlffn_lite.beyond.blemish import Blemish
+from mlffn_lite.canvas import Canvas
+from mlffn_lite.pseudo import ConfettiNoise, CutPaste, CutPasteScar, PseudoAnomalies
 
 KINDS: dict[str, Callable[..., object]] = {
     "input": lambda images, *, generator: Canvas(images),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import sys
@@ -195,6 +196,16 @@ def predict(
 
 
 app.command()(report)
+
+
+@app.command("config")
+def show_config(
+    preset: Annotated[str, typer.Argument(help=f"One of {', '.join(PRESETS)}.")] = "parts",
+    schema: Annotated[bool, typer.Option("--schema", help="The JSON schema of every setting instead.")] = False,
+) -> None:
+    """Print a preset as TOML, to change and give to `train --config`, or what an editor needs to check such a file."""
+    chosen = Config.preset(preset)
+    out.print(json.dumps(Config.model_json_schema(), indent=2) if schema else chosen.to_toml().strip())
 
 
 @data_app.command("verify")

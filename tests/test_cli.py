@@ -19,6 +19,7 @@ from PIL import Image
 
 import mlffn_lite
 from mlffn_lite import cli
+from mlffn_lite.config import Config
 
 Run = Callable[..., tuple[int, str, str]]
 FAST = ["--preset", "tiny", "--device", "cpu", "--set", "train.steps=4", "--set", "train.batch=4"]
@@ -392,3 +393,13 @@ def test_catalogue_lists_licences(run: Run) -> None:
     assert code == 0
     assert "mvtec" in out.lower()
     assert "CC BY-NC-SA" in out
+
+
+def test_config_prints_what_train_reads_and_the_schema_of_it(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("config", "small")
+    assert code == 0
+    (tmp_path / "c.toml").write_text(out)
+    assert Config.load(tmp_path / "c.toml") == Config.preset("small")
+    code, out, _ = run("config", "--schema")
+    assert json.loads(out)["$defs"]["TrainConfig"]["properties"]["batch"]["maximum"] == 65536
+    assert "unknown preset 'huge'" in error_of(run("config", "huge"))

@@ -1,10 +1,9 @@
-"""One cell of a study or comparison: what it is, and measuring it. A cell is a pure function of its specification."""
+"""One cell of a study: method × configuration × data × seed, and measuring it. It is a pure function of these."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import dataclasses
 import hashlib
 import json
 import sys
@@ -18,44 +17,39 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from ..base import PREDICT_BATCH, Detector
 from ..config import Config
-from ..datasets.folder import AnomalyFolder, Split
-from ..detector import AnomalyDetector
+from ..datasets.sources import Parts, open_source
+from ..detector import PREDICT_BATCH, AnomalyDetector
 from ..errors import DataError
-from ..peers import load_method
+from ..labels import METRIC_LABELS
 
-NUMERICS = "0.1.0"
+NUMERICS = "0.2.0"
 """Raised whenever the library gives other numbers than before: cells of two values never stand in one table."""
 
-METRICS = ("image_auroc", "pixel_auroc", "pro")
 _KEPT_MAPS, _MAP_STRIDE, _KEPT_ROWS = 6, 8, 20
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: a method on one data folder with one configuration.
+    """One fit: a configuration, which names the method, on one data folder.
 
     Attributes
     ----------
-    method : str
-        A key of :data:`~mlffn_lite.peers.METHODS`.
     data : str
         The data folder.
     fingerprint : str
         SHA-256 of its files, see :meth:`AnomalyFolder.fingerprint`.
     config : dict
-        ``Config.to_dict()``, seed included.
+        ``Config.to_dict()``, method and seed included.
     label : str
-        Name of the configuration for people: preset and changed values.
+        Name of the configuration for people: its column in the table that asked for it.
     threads : int
         Threads that torch computes with.
     """
 
-    method: str
     data: str
     fingerprint: str
-    config: dict[str, dict[str, Any]]
+    config: dict[str, Any]
     label: str
     threads: int
 
@@ -65,12 +59,14 @@ class Cell:
 
         Device and threads are not part of it: they change the rounding only, and stand in the file.
         """
-        config = {section: dict(values) for section, values in self.config.items()}
-        config["train"]["device"] = "auto"
-        if self.method != AnomalyDetector.method or not config["model"]["density"]:
-            config["model"].pop("density_strides", None)  # it came later; without a density all is as it was
-        digest = digest_of(NUMERICS, self.method, self.fingerprint, config)
-        return f"{Path(self.data).name}-{self.method}-seed{self.seed}-{digest}.json"
+        digest = digest_of(NUMERICS, self.fingerprint, with_train(self.config, device="auto"))
+        method = self.method.rpartition(":")[2]  # of an import path
+        return f"{Path(self.data).name}-{method}-seed{self.seed}-{digest}.json"
+
+    @property
+    def method(self) -> str:
+        """Name or import path of the method."""
+        return str(self.config["method"])
 
     @property
     def seed(self) -> int:
@@ -80,7 +76,7 @@ class Cell:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Cell:
         """Return the specification that a record of :func:`measure` was made from."""
-        keys = ("method", "fingerprint", "config", "label", "threads")
+        keys = ("fingerprint", "config", "label", "threads")
         return cls(data=record["set"], **{k: record[k] for k in keys})
 
 
@@ -90,11 +86,11 @@ def measure(cell: Cell) -> dict[str, Any]:
     Returns
     -------
     dict
-        The specification; ``image_auroc``, ``pixel_auroc``, ``pro``; ``parts``, the same of the network's score and
-        of the density apart; ``fit_seconds``, without reading the images; ``predict_ms`` per image after a first batch;
-        ``peak_memory_mb`` of the whole process up to then, without the metrics, and ``gpu_memory_mb`` of its tensors on
-        a CUDA device; ``history``, some rows of the training curve; ``scores`` of all test images by path; ``maps``, a
-        few score maps, see :func:`read_map`.
+        The specification; ``image_auroc``, ``pixel_auroc``, ``pro``; ``fit_seconds``, without reading the images;
+        ``predict_ms`` per image after a first batch; ``peak_memory_mb`` of the whole process up to then, without the
+        metrics, and ``gpu_memory_mb`` of its tensors on a CUDA device; ``history``, some rows of the training curve,
+        empty where nothing is trained; ``scores`` of all test images by path; ``maps``, a few score maps, see
+        :func:`read_map`.
 
     Raises
     ------
@@ -103,11 +99,11 @@ def measure(cell: Cell) -> dict[str, Any]:
     """
     with _threads(cell.threads):
         config = Config().replace(**cell.config)
-        parts = AnomalyFolder(cell.data, **dataclasses.asdict(config.data))
+        parts = open_source(cell.data, config.data)
         if parts.fingerprint() != cell.fingerprint:
             raise DataError(f"{cell.data} has changed since this was started; start it again")
         _forget_peak()
-        detector = load_method(cell.method)(config).fit(parts, progress=False)
+        detector = AnomalyDetector(config).fit(parts, progress=False)
         detector.predict(parts.test.batch(range(min(PREDICT_BATCH, len(parts.test))))[0])
         memory = _memory(detector)
         measured, prediction = detector.evaluate_split(parts.test)
@@ -115,8 +111,7 @@ def measure(cell: Cell) -> dict[str, Any]:
             "set": Path(cell.data).name,
             "method": cell.method,
             "seed": cell.seed,
-            **{k: measured[k] for k in (*METRICS, "per_defect", "shape", "images")},
-            "parts": detector.evaluate_parts(parts) if isinstance(detector, AnomalyDetector) else {},
+            **{k: measured[k] for k in (*METRIC_LABELS, "per_defect", "shape", "images")},
             "train_images": len(parts.train),
             "fit_seconds": round(detector.seconds, 3),
             "predict_ms": round(1000 * measured["predict_seconds"] / measured["images"], 3),
@@ -126,9 +121,9 @@ def measure(cell: Cell) -> dict[str, Any]:
             **detector.environment(),
             "numerics": NUMERICS,
             "config": cell.config,
-            "history": _summary(detector.history) if isinstance(detector, AnomalyDetector) else {},
-            "scores": dict(zip(relative_paths(parts.test, parts.root), prediction.scores.tolist(), strict=True)),
-            "maps": _some_maps(prediction.maps, parts.test, parts.root),
+            "history": {} if detector.history.empty else _summary(detector.history),
+            "scores": dict(zip(map(parts.name, parts.test.paths), prediction.scores.tolist(), strict=True)),
+            "maps": _some_maps(prediction.maps, parts),
         }
 
 
@@ -138,9 +133,9 @@ def read_map(kept: Mapping[str, Any]) -> np.ndarray:
     return (kept["low"] + steps / 255 * (kept["high"] - kept["low"])).astype(np.float32)
 
 
-def relative_paths(split: Split, root: Path) -> list[str]:
-    """Return the path of each image below its data folder."""
-    return [path.relative_to(root).as_posix() for path in split.paths]
+def with_train(config: Mapping[str, Any], **values: Any) -> dict[str, Any]:
+    """Return a ``Config.to_dict()`` with some of its values of ``train`` replaced."""
+    return {**config, "train": {**config["train"], **values}}
 
 
 def digest_of(*values: Any) -> str:
@@ -168,7 +163,7 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _memory(detector: Detector) -> dict[str, int | None]:
+def _memory(detector: AnomalyDetector) -> dict[str, int | None]:
     cuda = detector.device.type == "cuda"
     return {
         "peak_memory_mb": round(peak_memory() / 2**20),
@@ -193,18 +188,17 @@ def _summary(history: pd.DataFrame) -> dict[str, list[float | None]]:
     return {str(k): [float(f"{v:.6g}") if np.isfinite(v) else None for v in kept[k]] for k in kept}
 
 
-def _some_maps(maps: Tensor, split: Split, root: Path) -> dict[str, dict[str, Any]]:
+def _some_maps(maps: Tensor, parts: Parts) -> dict[str, dict[str, Any]]:
     """Keep the maps of a first good image and of the first of some kinds of defect, coarsely: pictures need no more."""
     first: dict[str, int] = {}
-    for i, defect in enumerate(split.defects):
+    for i, defect in enumerate(parts.test.defects):
         first.setdefault(defect, i)
     chosen = ["good", *sorted(first.keys() - {"good"})][:_KEPT_MAPS]
-    paths, start = relative_paths(split, root), _MAP_STRIDE // 2
-    kept = {}
+    kept, start = {}, _MAP_STRIDE // 2
     for i in (first[d] for d in chosen if d in first):
         coarse = maps[i, start::_MAP_STRIDE, start::_MAP_STRIDE]
         low, high = float(coarse.min()), float(coarse.max())
         steps = ((coarse - low) / max(high - low, 1e-12) * 255).round().to(torch.uint8)
         data = base64.b64encode(steps.numpy().tobytes()).decode()
-        kept[paths[i]] = {"shape": list(steps.shape), "low": low, "high": high, "data": data}
+        kept[parts.name(parts.test.paths[i])] = {"shape": list(steps.shape), "low": low, "high": high, "data": data}
     return kept

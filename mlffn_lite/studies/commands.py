@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from rich.console import Console
@@ -17,143 +20,185 @@ from ..config import PRESETS, Config
 from ..errors import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to import; `mlffn --help` shall not
-    from .cell import Cell
+    from .grid import Grid
     from .run import Workers
 
-study_app = typer.Typer(help="Tables 3 and 4 of the paper as studies: run, stop, resume, spread.", no_args_is_help=True)
+study_app = typer.Typer(help="Grids of cells: run, stop, resume, compare, with deviations.", no_args_is_help=True)
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that a study wrote.")]
-_RUNS = {
-    "table3": (("table3",), "Run Table 3: the share of pseudo-anomalies, 0 to 100 %."),
-    "table4": (("table4",), "Run Table 4: the ablation, from the baseline to the whole method."),
-    "tables": (("table3", "table4"), "Run both; the cell that they share runs once."),
-}
+_SETS = "Categories, or folders of them; by default MiniParts."
 
 
-def _command(studies: tuple[str, ...]) -> Callable[..., None]:
-    def command(
-        data: Annotated[
-            Path | None, typer.Option(help="A category, or a folder of them; by default MiniParts.")
-        ] = None,
-        categories: Annotated[str | None, typer.Option(help="Names, with commas between; by default all.")] = None,
-        preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "lite",
-        small: Annotated[
-            bool, typer.Option("--small/--full", help="Few steps at 128 px, or all of the preset.")
-        ] = False,
-        seeds: Annotated[str, typer.Option(help="How many, or which: 0,1,2.")] = "3",
-        settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: data.size=128.")] = None,
-        backend: Annotated[str | None, typer.Option(help="local, joblib or ray.")] = None,
-        workers: Annotated[int | None, typer.Option(help="Cells at a time; by default one per core.")] = None,
-        threads: Annotated[int, typer.Option(help="Threads per cell; another number rounds differently.")] = 1,
-        gpus: Annotated[float, typer.Option(help="Ray: GPUs per cell, such as 1 or 0.5.")] = 0.0,
-        address: Annotated[str | None, typer.Option(help="Ray: a running cluster, such as auto.")] = None,
-        part: Annotated[str, typer.Option(help="Run only the I-th of N parts: I/N.")] = "1/1",
-        folder: Annotated[Path, typer.Option("--out", help="Where the cells are kept.")] = Path("runs/study"),
-        device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default CUDA if there is one.")] = None,
-    ) -> None:
-        from .grid import find_data, open_places, parse_seeds, plan, study_config
+@dataclass
+class Options:
+    """What every study can be told."""
+
+    places: Annotated[list[Path] | None, typer.Argument(metavar="[DATA…]", help=_SETS)] = None
+    data: Annotated[list[Path] | None, typer.Option(help="The same as DATA.")] = None
+    categories: Annotated[str | None, typer.Option(help="Names, with commas between; by default all.")] = None
+    preset: Annotated[str | None, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = None
+    small: Annotated[bool, typer.Option("--small/--full", help="A small budget at 128 px, or all of it.")] = False
+    seeds: Annotated[str, typer.Option(help="How many, or which: 0,1,2.")] = "3"
+    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: data.size=128.")] = None
+    backend: Annotated[str, typer.Option(help="local, processes or ray.")] = "processes"
+    workers: Annotated[int | None, typer.Option(help="Cells at a time; by default one per core.")] = None
+    threads: Annotated[int, typer.Option(help="Threads per cell; another number rounds differently.")] = 1
+    gpus: Annotated[float, typer.Option(help="Ray: GPUs per cell, such as 1 or 0.5.")] = 0.0
+    address: Annotated[str | None, typer.Option(help="Ray: a running cluster, such as auto.")] = None
+    part: Annotated[str, typer.Option(help="Run only the I-th of N parts: I/N.")] = "1/1"
+    folder: Annotated[Path, typer.Option("--out", help="Where the cells are kept.")] = Path("runs/study")
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; by default CUDA if there is one.")] = None
+
+    def base(self, name: str, preset: str) -> tuple[Config, str]:
+        """Return the configuration that the columns of a grid share, and its name for people."""
+        from .grid import study_config
+
+        preset = self.preset or preset
+        config = study_config(preset, name, small=self.small).override(self.settings or [])
+        config = config.replace(train={} if self.device is None else {"device": self.device})
+        return config, " ".join([preset, *["small"] * self.small, *(self.settings or [])])
+
+    def run(self, grids: Sequence[Grid], base: Config, *, show: bool = False) -> None:
+        """Check everything that can be checked beforehand, and run the cells of grids; ``show`` prints their tables."""
+        from .grid import find_data, open_places, parse_seeds, plan
+        from .report import write_reports
+        from .run import run
         from .store import Store
 
-        base = study_config(preset, small=small).override(settings or [])
-        base = base.replace(train={} if device is None else {"device": device})
-        names = None if categories is None else [c.strip() for c in categories.split(",") if c.strip()]
-        chosen, share = parse_seeds(seeds), _parse_part(part)
-        where = _workers(backend, workers, threads, gpus, address, base)
-        places = open_places(find_data(data, names), base)
-        label = " ".join([preset, *["small"] * small, *(settings or [])])
-        cells = plan(studies, places, base, chosen, label, threads)[share]
-        store = Store(folder)
+        seeds, share, workers = parse_seeds(self.seeds), _parse_part(self.part), self._workers(base, fresh=show)
+        names = None if self.categories is None else _names(self.categories)
+        data = find_data([*(self.places or []), *(self.data or [])], names, source=base.data.source)
+        places = open_places(data, base)
+        cells = plan(grids, places, seeds, self.threads)[share]
+        store = Store(self.folder)
         store.check(places)
-        store.remember(places)
-        _run(cells, store, where)
+        store.remember(grids, places)
+        try:
+            failures = run(cells, store, workers)
+        except KeyboardInterrupt as stop:
+            done = sum(map(store.done, cells))
+            out.print(f"Stopped; {done} of {len(cells)} cells are in {self.folder}; go on with the same command.")
+            raise typer.Exit(130) from stop
+        for name, reason in failures.items():
+            print(f"mlffn: {name} failed: {reason}", file=sys.stderr)
+        out.print(
+            f"{len(cells) - len(failures)} of {len(cells)} cells are in {self.folder}; mlffn report {self.folder}"
+        )
+        for place in write_reports(self.folder) if show and len(failures) < len(cells) else []:
+            for grid in grids:
+                if (table := place / f"{grid.name}_sets.md").is_file():
+                    out.print(f"{table.read_text('utf-8')}\nReport: {place / 'report.html'}")
+        if failures:
+            raise typer.Exit(1)
 
-    return command
+    def _workers(self, base: Config, fresh: bool) -> Workers:
+        from ..devices import resolve_device
+        from .run import Workers
+
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        if self.threads < 1:
+            raise ConfigError(f"--threads {self.threads} must be at least 1")
+        # A cluster has devices that this machine lacks.
+        cpu = self.address is not None or resolve_device(base.train.device).type == "cpu"
+        count = max(1, cores // self.threads) if cpu and self.backend != "local" else 1
+        return Workers(self.backend, count if self.workers is None else self.workers, fresh, self.gpus, self.address)
 
 
-for _name, (_studies, _help) in _RUNS.items():
-    study_app.command(_name, help=_help)(_command(_studies))
+def _study(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command: Typer sees the fields of :class:`Options` beside its own parameters, it gets them as one."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        own = list(inspect.signature(function).parameters.values())[1:]
+        shared = [f.name for f in dataclasses.fields(Options)]
+
+        def command(**values: Any) -> None:
+            function(Options(**{name: values.pop(name) for name in shared}), **values)
+
+        hints = get_type_hints(Options, include_extras=True) | get_type_hints(function, include_extras=True)
+        defaults = {f.name: f.default for f in dataclasses.fields(Options)} | {p.name: p.default for p in own}
+        parameters = [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+            for name, default in defaults.items()
+        ]
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = hints
+        study_app.command(name, help=text)(command)
+        return function
+
+    return register
 
 
-def _run(cells: list[Cell], store: object, workers: Workers) -> None:
-    from .run import run
-    from .store import Store
+def _run_tables(options: Options, *names: str) -> None:
+    from .grid import TABLES
 
-    assert isinstance(store, Store)
-    try:
-        failures = run(cells, store, workers)
-    except KeyboardInterrupt as stop:
-        done = sum(map(store.done, cells))
-        out.print(f"Stopped; {done} of {len(cells)} cells are in {store.folder}; go on with the same command.")
-        raise typer.Exit(130) from stop
-    for name, reason in failures.items():
-        print(f"mlffn: {name} failed: {reason}", file=sys.stderr)
-    out.print(f"{len(cells) - len(failures)} of {len(cells)} cells are in {store.folder}; mlffn report {store.folder}")
-    if failures:
-        raise typer.Exit(1)
+    base, label = options.base(names[0], "small")
+    options.run([TABLES[name](base, label) for name in names], base)
+
+
+@_study("table3", "Run Table 3: the share of pseudo-anomalies, 0 to 100 %.")
+def _table3(options: Options) -> None:
+    _run_tables(options, "table3")
+
+
+@_study("table4", "Run Table 4: the ablation, from the baseline to the whole method.")
+def _table4(options: Options) -> None:
+    _run_tables(options, "table4")
+
+
+@_study("tables", "Run both; the cell that they share runs once.")
+def _tables(options: Options) -> None:
+    _run_tables(options, "table3", "table4")
+
+
+@_study("compare", "Compare methods, as in Tables 1 and 2, with one configuration, in one table.")
+def _compare(
+    options: Options,
+    methods: Annotated[str | None, typer.Option(help="Names or import paths, with commas; by default all.")] = None,
+) -> None:
+    from .. import registry
+    from .grid import compare
+
+    base, label = options.base("compare", "parts")
+    options.run(
+        [compare(base, registry.names("methods") if methods is None else _names(methods), label)], base, show=True
+    )
+
+
+@_study("grid", "Vary values of the configuration, in one table.")
+def _grid(
+    options: Options,
+    vary: Annotated[list[str], typer.Option(help="Values of a key: loss.gamma=1,2.5,5; of several: all pairs.")],
+    methods: Annotated[str | None, typer.Option(help="Names or import paths; by default the preset's.")] = None,
+) -> None:
+    from .grid import vary as make
+
+    base, label = options.base("compare", "parts")
+    options.run([make(base, [base.method] if methods is None else _names(methods), vary, label)], base, show=True)
 
 
 @study_app.command("status")
 def study_status(folder: Folder) -> None:
     """Say what a study folder holds, what is running now, and what failed."""
-    from .grid import STUDIES, columns_of
+    from .statistics import frame
     from .store import Store
 
     store = Store(folder)
     failures, running = store.failures(), store.under_way()
     records = [] if (failures or running) and not store.paths() else store.records()
     table = Table("set", "study", "column", "seeds", box=None)
-    seeds: dict[tuple[str, str, str], list[int]] = {}
-    for record in records:
-        for study, column in columns_of(record["config"]).items():
-            seeds.setdefault((record["set"], study, column), []).append(record["seed"])
-    order = {name: i for i, name in enumerate(STUDIES)}
-    for (name, study, column), found in sorted(seeds.items(), key=lambda item: (item[0][0], order[item[0][1]])):
-        table.add_row(name, study, column, ", ".join(map(str, sorted(found))))
+    for grid in store.grids():
+        for key, cells in frame(records, grid).groupby(["set", "column"], sort=False):
+            name, column = map(str, key)
+            table.add_row(name, grid.name, column, ", ".join(map(str, sorted(cells["seed"]))))
     Console(width=None if sys.stdout.isatty() else 120).print(table)
-    kinds = Counter(record["label"] for record in records)
-    words = f" ({', '.join(f'{n} {k}' for k, n in kinds.items())})" if kinds else ""
+    methods = Counter(record["method"] for record in records)
+    words = f" ({', '.join(f'{n} {k}' for k, n in methods.items())})" if methods else ""
     out.print(f"{len(records)} finished{words}, {len(running)} running, {len(failures)} failed")
     for name in running:
         out.print(f"running: {name}")
     for name, reason in failures.items():
         out.print(f"failed: {name}: {reason}")
-
-
-@study_app.command("plan")
-def study_plan(
-    preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "paper",
-    data: Annotated[Path | None, typer.Option(help="Categories to count; by default MVTec AD's 15.")] = None,
-    seeds: Annotated[int, typer.Option(help="How many.")] = 3,
-    devices: Annotated[str, typer.Option(help="How many, with commas between.")] = "1,8,64",
-    faster: Annotated[str, typer.Option(help="Devices so many times as fast as measured.")] = "1",
-    rate: Annotated[float | None, typer.Option(help="Training images per second, instead of measuring here.")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: data.size=128.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where to measure: cpu, cuda, mps.")] = None,
-) -> None:
-    """Say what Tables 3 and 4 cost: measure training here, and lay the cells out on several devices."""
-    from .cost import cell_seconds, cost_table, measure_rates
-    from .grid import ARMS, find_data, study_config
-    from .paper import TRAIN_IMAGES
-
-    base = study_config(preset).override(settings or [])
-    base = base.replace(train={} if device is None else {"device": device})
-    counts, factors = _numbers("--devices", devices, int), _numbers("--faster", faster, float)
-    if seeds < 1 or (rate is not None and rate <= 0):
-        raise ConfigError("--seeds must be at least 1 and --rate above 0")
-    folders = [] if data is None else find_data(data, None)
-    images = {p.name: sum(f.is_file() for f in (p / "train" / "good").iterdir()) for p in folders} or TRAIN_IMAGES
-    rates = measure_rates(base) if rate is None else dict.fromkeys(ARMS, rate)
-    seconds = cell_seconds(base, images, seeds, rates)
-    source = "measured here" if rate is None else "given"
-    out.print(f"{len(seconds)} cells: {len(seconds) // seeds // len(images)} configurations, {len(images)} categories,")
-    out.print(f"{seeds} seeds. Images per second, {source}: " + ", ".join(f"{k} {v:.3g}" for k, v in rates.items()))
-    table = cost_table(seconds, counts, factors)
-    out.print("Hours until the last cell ends, by number of devices and by their speed:")
-    shown = Table(*table.columns, box=None)
-    for row in table.itertuples(index=False):
-        shown.add_row(str(row[0]), *(f"{hours:,.1f}" for hours in row[1:]))
-    Console(width=None if sys.stdout.isatty() else 120).print(shown)
 
 
 def report(
@@ -168,29 +213,8 @@ def report(
         out.print(f"Report: {place / 'report.html'}")
 
 
-def _workers(
-    backend: str | None, count: int | None, threads: int, gpus: float, address: str | None, base: Config
-) -> Workers:
-    from ..training import resolve_device
-    from .run import Workers
-
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if threads < 1:
-        raise ConfigError(f"--threads {threads} must be at least 1")
-    device = None if address else resolve_device(base.train.device)  # a cluster has devices that this machine lacks
-    if count is None:
-        count = 1 if backend == "local" or (device is not None and device.type != "cpu") else max(1, cores // threads)
-    return Workers(backend or ("joblib" if count > 1 else "local"), count, gpus, address)
-
-
-def _numbers(option: str, text: str, kind: Callable[[str], float]) -> list[Any]:
-    try:
-        numbers = [kind(part) for part in text.split(",")]
-    except ValueError:
-        numbers = []
-    if not numbers or min(numbers) <= 0:
-        raise ConfigError(f"{option} {text} must be numbers above 0, with commas between")
-    return numbers
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _parse_part(text: str) -> slice:

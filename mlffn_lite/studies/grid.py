@@ -1,17 +1,24 @@
-"""The grids of Tables 3 and 4: arms, ratios, and the cells that a study consists of."""
+"""Grids: the configurations that a table puts side by side, and the cells that it takes to fill it.
+
+Tables 3 and 4, a comparison of methods (as Tables 1 and 2), and any other grid are the same thing: named columns, each
+a configuration, over data sets and seeds.
+"""
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .. import registry
 from ..config import Config
-from ..datasets.folder import AnomalyFolder
 from ..datasets.miniparts import CATEGORIES, miniparts_path
+from ..datasets.sources import open_source
 from ..errors import ConfigError, DataError
-from .cell import Cell
+from .cell import Cell, digest_of, with_train
 
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "baseline": {},
@@ -27,9 +34,13 @@ RATIOS = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
 """Table 3: the share of pseudo-anomalous training images, with the whole method."""
 
 FULL_RATIO = 0.5
-STUDIES = ("table3", "table4")
-SMALL: dict[str, dict[str, Any]] = {"data": {"size": 128}, "train": {"steps": 160}}
-"""What `--small` changes in a preset."""
+_TABLES_SMALL: dict[str, dict[str, Any]] = {"data": {"size": 128}, "train": {"steps": 128}}
+SMALL: dict[str, dict[str, dict[str, Any]]] = {
+    "table3": _TABLES_SMALL,
+    "table4": _TABLES_SMALL,
+    "compare": {"data": {"size": 128}},
+}
+"""What ``--small`` changes in a preset, by table: the budget of ``make tables`` and of the committed results."""
 
 _BASELINE: dict[str, dict[str, Any]] = {
     "model": {"self_calibration": False, "texture": False, "score": "distance"},
@@ -45,15 +56,42 @@ class Place(NamedTuple):
     digests: dict[str, str]
 
 
-def study_config(preset: str, *, small: bool = False) -> Config:
-    """Return a preset as the studies use it: the paper's score and generators alone.
+@dataclass(frozen=True)
+class Grid:
+    """Configurations side by side.
 
-    The density of :mod:`~mlffn_lite.density` and blemishes, which the paper does not have, would hide what its own
-    parts do; backbone, schedule and size are the preset's.
+    Attributes
+    ----------
+    name : str
+        ``"table3"``, ``"table4"``, ``"compare"``, or the keys that vary; names the files of its tables.
+    label : str
+        The configuration that they share, for people: preset and changed values.
+    base : dict
+        That configuration, ``Config.to_dict()``.
+    columns : dict of str to dict
+        Each one's whole configuration by its label, in the order of tables.
+    steps : sequence of (str, str)
+        Pairs of columns whose differences are of interest.
     """
-    pseudo = {"confetti": 1.0, "cutpaste": 1.0, "scar": 0.0, "blemish": 0.0}
-    config = Config.preset(preset, model={"density": 0.0}, pseudo=pseudo)
-    return config.replace(**SMALL) if small else config
+
+    name: str
+    label: str
+    base: dict[str, Any]
+    columns: dict[str, dict[str, Any]]
+    steps: Sequence[tuple[str, str]]
+
+    @property
+    def setting(self) -> str:
+        """Digest of what its columns share: numbers of two settings do not compare."""
+        return identity(self.base)
+
+
+def study_config(preset: str, name: str = "table4", *, small: bool = False) -> Config:
+    """Return a preset for the named grid; Tables 3 and 4 are about the paper's method, whatever the preset's."""
+    config = Config.preset(preset)
+    if name in ("table3", "table4"):
+        config = config.replace(method="mlffn")
+    return config.replace(**SMALL.get(name, SMALL["compare"])) if small else config
 
 
 def arm_config(base: Config, arm: str) -> Config:
@@ -66,7 +104,7 @@ def arm_config(base: Config, arm: str) -> Config:
             changes[section] |= values
         if name == arm:
             break
-    return base.replace(**changes, pseudo={"ratio": FULL_RATIO})
+    return base.replace(**changes, pseudo={"ratio": FULL_RATIO}, method="mlffn")
 
 
 def ratio_config(base: Config, ratio: float) -> Config:
@@ -74,54 +112,156 @@ def ratio_config(base: Config, ratio: float) -> Config:
     return arm_config(base, FULL_ARM).replace(pseudo={"ratio": ratio})
 
 
-def study_configs(study: str, base: Config) -> dict[str, Config]:
-    """Return the configurations of a study by the name of their arm, or their ratio in percent."""
-    if study not in STUDIES:
-        raise ConfigError(f"unknown study {study!r}; choose one of {', '.join(STUDIES)}")
-    if study == "table4":
-        return {arm: arm_config(base, arm) for arm in ARMS}
-    return {f"{100 * ratio:g}": ratio_config(base, ratio) for ratio in RATIOS}
+def table3(base: Config, label: str = "") -> Grid:
+    """Return the grid of the paper's Table 3; a column is the share of pseudo-anomalies."""
+    return _paper_table("table3", base, {f"{100 * r:g} %": ratio_config(base, r) for r in RATIOS}, label)
 
 
-def setting_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a stored configuration without what varies inside a study: arm, ratio, seed and device."""
-    base = Config().replace(**config).replace(train={"seed": 0, "device": "auto"})
-    return arm_config(base, FULL_ARM).to_dict()
+def table4(base: Config, label: str = "") -> Grid:
+    """Return the grid of the paper's Table 4; a column is an arm of the ablation."""
+    return _paper_table("table4", base, {arm: arm_config(base, arm) for arm in ARMS}, label)
 
 
-def columns_of(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return which column of which study a stored configuration is, empty if it belongs to none."""
-    own = Config().replace(**config)
-    return {s: name for s in STUDIES for name, arm in study_configs(s, own).items() if arm == own}
+TABLES = {"table3": table3, "table4": table4}
 
 
-def find_data(data: Path | None, categories: Sequence[str] | None) -> list[Path]:
-    """Return the folders of the chosen categories of a data set, all by default.
+def _paper_table(name: str, base: Config, columns: Mapping[str, Config], label: str) -> Grid:
+    if base != ratio_config(base, FULL_RATIO):
+        varied = {f"{section}.{key}" for added in ARMS.values() for section, keys in added.items() for key in keys}
+        varied |= {"method", "pseudo.ratio"}
+        raise ConfigError(f"the studies vary {', '.join(sorted(varied))} themselves; take them out of --set")
+    names = list(columns)
+    return make_grid(name, base, columns, [*itertools.pairwise(names), (names[0], names[-1])], label)
+
+
+def compare(base: Config, methods: Sequence[str], label: str = "") -> Grid:
+    """Return the grid of several methods with one configuration; the first one's differences from each of the others.
+
+    Raises
+    ------
+    ConfigError
+        If a method is unknown, there is none, or one is named twice.
+    """
+    for method in methods:
+        registry.find("methods", method)
+    if not methods or len(set(methods)) < len(methods):
+        known = ", ".join(registry.names("methods"))
+        raise ConfigError(f"--methods {','.join(methods)} must name each method once; there are {known}")
+    columns = {method: base.replace(method=method) for method in methods}
+    return make_grid("compare", base, columns, [(other, methods[0]) for other in methods[1:]], label)
+
+
+def vary(base: Config, methods: Sequence[str], axes: Sequence[str], label: str = "") -> Grid:
+    """Return the grid of all combinations of methods and values; differences are those of neighbouring values.
 
     Parameters
     ----------
-    data : path, optional
-        One category in MVTec layout, or a folder of them; by default the bundled MiniParts.
+    base : Config
+        What they share.
+    methods : sequence of str
+        Names or import paths.
+    axes : sequence of str
+        Such as ``"loss.gamma=1,2.5,5"``, values as in :meth:`Config.override`.
+
+    Raises
+    ------
+    ConfigError
+        If a key, value or method is unknown, or two columns are the same configuration.
+    """
+    split = [_axis(text) for text in axes]
+    keys = [key for key, _ in split]
+    if not split or len(set(keys)) < len(keys):
+        raise ConfigError("--vary must name each key once, with values: --vary loss.gamma=1,2.5,5")
+    compare(base, methods)  # refuses what are no methods
+    levels = [list(methods), *(values for _, values in split)]
+    found: dict[tuple[int, ...], tuple[str, Config]] = {}
+    for place in itertools.product(*(range(len(values)) for values in levels)):
+        method, *values = (level[i] for level, i in zip(levels, place, strict=True))
+        words = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
+        name = ", ".join([method] * (len(methods) > 1) + words)
+        found[place] = name, base.replace(method=method).override(words)
+    neighbours = [
+        (found[a][0], found[b][0])
+        for a, b in itertools.combinations(found, 2)
+        if sum(abs(i - j) for i, j in zip(a, b, strict=True)) == 1
+    ]
+    return make_grid("+".join(keys), base, dict(found.values()), neighbours, label)
+
+
+def _axis(text: str) -> tuple[str, list[str]]:
+    key, equals, rest = text.partition("=")
+    values = [v.strip() for v in re.split(r",(?![^\[{]*[\]}])", rest)]  # commas inside brackets belong to values
+    if key.strip() in ("method", "train.seed", "train.device") or not equals or len(set(values)) < len(values):
+        raise ConfigError(
+            f"cannot vary {text!r}; write section.key=1,2,3, each value once; methods, seeds and device are options"
+        )
+    return key.strip(), values
+
+
+def make_grid(
+    name: str, base: Config, columns: Mapping[str, Config], steps: Sequence[tuple[str, str]], label: str = ""
+) -> Grid:
+    """Return a grid of any configurations; refuses two that are the same, and seeds, which every column has."""
+    configs = {column: config.to_dict() for column, config in columns.items()}
+    seen: dict[str, str] = {}
+    for column, config in configs.items():
+        if (twin := seen.setdefault(identity(config), column)) != column:
+            raise ConfigError(f"{twin} and {column} are the same configuration; name it once")
+    if base.train.seed:
+        raise ConfigError("train.seed is every column's; give --seeds")
+    return Grid(name, label, base.to_dict(), configs, list(steps))
+
+
+def identity(config: Mapping[str, Any]) -> str:
+    """Return the digest of a stored configuration without seed and device, which vary inside a column."""
+    return digest_of(with_train(config, seed=0, device="auto"))
+
+
+def merge(grids: Sequence[Grid]) -> list[Grid]:
+    """Join grids of one name and setting into one, so that what was asked for bit by bit stands in one table."""
+    found: dict[tuple[str, str], Grid] = {}
+    for grid in sorted(grids, key=lambda g: -len(g.columns)):
+        key = grid.name, grid.setting
+        if (old := found.get(key)) is not None:
+            steps = [*old.steps, *(s for s in grid.steps if s not in old.steps)]
+            grid = Grid(old.name, old.label, old.base, old.columns | grid.columns, steps)
+        found[key] = grid
+    return list(found.values())
+
+
+def find_data(data: Sequence[Path], categories: Sequence[str] | None = None, *, source: str = "folder") -> list[Path]:
+    """Return the folders of the chosen categories, all by default.
+
+    Parameters
+    ----------
+    data : sequence of path
+        Each a category in MVTec layout, or a folder of them; by default the bundled MiniParts.
     categories : sequence of str, optional
         Names of folders in ``data``.
+    source : str
+        ``data.source``: what another source of one's own opens is taken as it is.
     """
-    if data is not None and not data.is_dir():
-        raise DataError(f"{data} does not exist or is not a folder; give --data a folder of categories")
-    root = miniparts_path() if data is None else data
-    if data is not None and (data / "train").is_dir():
-        if categories is not None:
-            raise ConfigError(f"{data} is one category; leave out --categories, or give the folder that it is in")
-        return [data]
-    present = list(CATEGORIES) if data is None else sorted(p.parent.name for p in root.glob("*/train") if p.is_dir())
-    if not present:
+    present = [path for root in data for path in ([root] if source != "folder" else _categories(root))]
+    present = present or [miniparts_path() / name for name in CATEGORIES]
+    names = ", ".join(p.name for p in present)
+    if categories is None:
+        return present
+    if not categories:
+        raise ConfigError(f"--categories names none; there are {names}")
+    by_name = {p.name: p for p in present}
+    for name in categories:
+        if name not in by_name:
+            raise ConfigError(f"unknown category {name!r}; there are {names}")
+    return [by_name[name] for name in dict.fromkeys(categories)]
+
+
+def _categories(root: Path) -> list[Path]:
+    if not root.is_dir():
+        raise DataError(f"{root} does not exist or is not a folder; give a category or a folder of categories")
+    found = [root] if (root / "train").is_dir() else sorted(p.parent for p in root.glob("*/train") if p.is_dir())
+    if not found:
         raise DataError(f"{root} holds no category: no folder with train/good in it")
-    chosen = present if categories is None else list(dict.fromkeys(categories))
-    if not chosen:
-        raise ConfigError(f"--categories names none; there are {', '.join(present)}")
-    for name in chosen:
-        if name not in present:
-            raise ConfigError(f"unknown category {name!r} in {root}; there are {', '.join(present)}")
-    return [root / name for name in chosen]
+    return found
 
 
 def open_places(folders: Sequence[Path], config: Config) -> dict[str, Place]:
@@ -136,7 +276,7 @@ def open_places(folders: Sequence[Path], config: Config) -> dict[str, Place]:
     for path in (p.resolve() for p in folders):
         if path.name in places:
             raise DataError(f"{path} and {places[path.name].path} have the same name; rename one, tables go by it")
-        parts = AnomalyFolder(path, **dataclasses.asdict(config.data), cache_bytes=0)  # decodes every file, keeps none
+        parts = open_source(path, config.data, cache_bytes=0)  # decodes every file, keeps none
         if not len(parts.test):
             raise DataError(f"{path} has no test images; put some into test/good and test/<defect>")
         if len(set(parts.test.labels().tolist())) < 2:
@@ -145,29 +285,19 @@ def open_places(folders: Sequence[Path], config: Config) -> dict[str, Place]:
     return places
 
 
-def plan(
-    studies: Sequence[str], places: Mapping[str, Place], base: Config, seeds: Sequence[int], label: str, threads: int
-) -> list[Cell]:
-    """List the cells of studies, seed by seed; what two studies share is there once.
-
-    Raises
-    ------
-    ConfigError
-        If a study is unknown, or ``base`` changes what the studies vary themselves.
-    """
-    if base != ratio_config(base, FULL_RATIO).replace(train={"seed": 0}):
-        varied = {f"{section}.{key}" for added in ARMS.values() for section, keys in added.items() for key in keys}
-        varied |= {"pseudo.ratio", "train.seed"}
-        raise ConfigError(f"the studies vary {', '.join(sorted(varied))} themselves; take them out of --set")
-    configs: dict[str, Config] = {}
-    for study in studies:
-        configs |= {cell.to_toml(): cell for cell in study_configs(study, base).values()}
-    return [
-        Cell("mlffn", str(place.path), place.fingerprint, c.replace(train={"seed": seed}).to_dict(), label, threads)
+def plan(grids: Sequence[Grid], places: Mapping[str, Place], seeds: Sequence[int], threads: int = 1) -> list[Cell]:
+    """List the cells of grids, seed by seed; what two of them share is there once."""
+    cells = (
+        Cell(str(place.path), place.fingerprint, Config().replace(**with_train(c, seed=seed)).to_dict(), name, threads)
         for seed in seeds
         for place in places.values()
-        for c in configs.values()
-    ]
+        for grid in grids
+        for name, c in grid.columns.items()
+    )
+    unique: dict[str, Cell] = {}
+    for cell in cells:
+        unique.setdefault(cell.name, cell)
+    return list(unique.values())
 
 
 def parse_seeds(text: str) -> list[int]:

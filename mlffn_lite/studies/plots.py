@@ -1,4 +1,4 @@
-"""Figures of a study: the ratio curve, the ablation as paired dots, a heat table by set, and heatmaps down the arms."""
+"""Figures of a grid: the ratio curve, paired dots, a heat table by set, and heatmaps down the columns."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from PIL import Image
 from ..datasets.folder import read_image
 from ..errors import extra
 from ..figures import COLOURS, STYLE, WIDTH, new_figure, overlay
-from .cell import METRICS, read_map
-from .grid import columns_of
-from .statistics import COLUMNS, table
+from ..labels import PERCENT
+from .cell import read_map
+from .grid import Grid, identity
+from .statistics import METRICS, table
 
 with extra("studies"):
     import seaborn as sns
 
-LABELS = {"image_auroc": "image AUROC, %", "pixel_auroc": "pixel AUROC, %", "pro": "PRO, %"}
 ARM_NAMES = {
     "baseline": "baseline",
     "+self_calibration": "+ self-calibration",
@@ -36,79 +36,81 @@ _MARKERS = "osD^vP*X"
 
 
 @mpl.rc_context(STYLE)
-def ratio_curve(cells: pd.DataFrame) -> Figure:
+def ratio_curve(cells: pd.DataFrame, grid: Grid) -> Figure:
     """Draw the three metrics over the share of pseudo-anomalies: mean, a band of ± std over seeds, and the paper's."""
-    summary = table(cells, "table3")
+    summary = table(cells, grid)
     figure = new_figure(3.3)
     for ax, metric in zip(figure.subplots(1, 3), METRICS, strict=True):
         rows = summary[summary["metric"] == metric]
-        x, y, std = rows["column"].astype(float), rows["mean"], rows["std"].fillna(0)
+        x, y, std = rows["column"].str.rstrip(" %").astype(float), rows["mean"], rows["std"].fillna(0)
         ax.fill_between(x, y - std, y + std, color=COLOURS["blue"], alpha=0.25, lw=0)
         ax.plot(x, y, color=COLOURS["blue"], marker="o", ms=4, lw=1.8, label="here, mean ± std over seeds")
         ax.plot(x, rows["paper"], color=COLOURS["orange"], marker="s", ms=4, lw=1.4, ls="--", label="paper, MVTec AD")
-        ax.set(xlabel="pseudo-anomalous images, %", title=LABELS[metric], xticks=[0, 25, 50, 75, 100])
+        ax.set(xlabel="pseudo-anomalous images, %", title=PERCENT[metric], xticks=[0, 25, 50, 75, 100])
     _legend_below(figure, figure.axes[0])
     return figure
 
 
 @mpl.rc_context(STYLE)
-def ablation_dots(cells: pd.DataFrame) -> Figure:
-    """Draw every set and seed as a line of dots through the arms, the mean as a thick line, and the paper's numbers."""
-    part, summary = cells[cells["study"] == "table4"], table(cells, "table4")
-    sets = sorted(part["set"].unique())
-    arms = COLUMNS["table4"]
+def dots(cells: pd.DataFrame, grid: Grid) -> Figure:
+    """Draw every set and seed as a line of dots through the columns, the mean as a thick line, the paper's if any."""
+    summary, columns = table(cells, grid), list(grid.columns)
+    sets = sorted(cells["set"].unique())
     figure = new_figure(3.7 + 0.2 * (1 + len(sets) // 5))  # the legend grows with the sets
     for ax, metric in zip(figure.subplots(1, 3), METRICS, strict=True):
-        for (key, _), group in part.groupby(["set", "seed"]):
+        for (key, _), group in cells.groupby(["set", "seed"]):
             name = str(key)
-            values = group.set_index("column")[metric].reindex(arms)
+            values = group.set_index("column")[metric].reindex(columns)
             shade, marker = _set_colour(sets, name), _MARKERS[sets.index(name) % len(_MARKERS)]
-            ax.plot(range(len(arms)), values, color=shade, marker=marker, ms=3.5, lw=0.7, alpha=0.75, label=name)
+            ax.plot(range(len(columns)), values, color=shade, marker=marker, ms=3.5, lw=0.7, alpha=0.75, label=name)
         rows = summary[summary["metric"] == metric]
-        ax.plot(range(len(arms)), rows["mean"], color=COLOURS["black"], lw=2.4, label="mean here")
-        ax.plot(range(len(arms)), rows["paper"], color=COLOURS["orange"], lw=1.6, ls="--", label="paper, MVTec AD")
-        ax.set(title=LABELS[metric], xticks=range(len(arms)))
-        ax.set_xticklabels([ARM_NAMES[a] for a in arms], rotation=40, ha="right", rotation_mode="anchor")
+        ax.plot(range(len(columns)), rows["mean"], color=COLOURS["black"], lw=2.4, label="mean here")
+        if rows["paper"].notna().any():
+            style = {"color": COLOURS["orange"], "lw": 1.6, "ls": "--"}
+            ax.plot(range(len(columns)), rows["paper"], **style, label="paper, MVTec AD")
+        ax.set(title=PERCENT[metric], xticks=range(len(columns)))
+        ax.set_xticklabels([_name(c) for c in columns], rotation=40, ha="right", rotation_mode="anchor")
     _legend_below(figure, figure.axes[0])
     return figure
 
 
 @mpl.rc_context(STYLE)
-def heat_table(cells: pd.DataFrame, study: str) -> Figure:
+def heat_table(cells: pd.DataFrame, grid: Grid) -> Figure:
     """Draw the mean over seeds by set and column, a panel per metric, each row shaded from its worst to its best."""
-    part = cells[cells["study"] == study]
-    names = COLUMNS[study]
-    sets = sorted(part["set"].unique())
+    names = list(grid.columns)
+    sets = sorted(cells["set"].unique())
     figure = new_figure(1.3 + 0.42 * 3 * len(sets))
     for ax, metric in zip(figure.subplots(3, 1), METRICS, strict=True):
-        means = part.pivot_table(index="set", columns="column", values=metric).reindex(sets, columns=names)
+        means = cells.pivot_table(index="set", columns="column", values=metric).reindex(sets, columns=names)
         low, high = means.min(axis=1), means.max(axis=1)
         shade = means.sub(low, axis=0).div((high - low).where(high > low, 1), axis=0)
         ax.grid(False)
         # Only the light half of the colours is used, on which dark numbers can be read.
         text = {"annot": means, "fmt": ".1f", "annot_kws": {"color": COLOURS["black"]}}
         sns.heatmap(shade, **text, cmap="cividis", vmin=-1.4, vmax=1, cbar=False, linewidths=1, ax=ax)
-        ax.set(title=LABELS[metric], xlabel="", ylabel="")
-        ax.set_xticklabels([_name(n) for n in names], rotation=0)
+        ax.set(title=PERCENT[metric], xlabel="", ylabel="")
+        ax.set_xticklabels([textwrap.fill(_name(n), max(8, 96 // len(names))) for n in names], rotation=0)
         ax.tick_params(length=0, labelbottom=metric == METRICS[-1])
         ax.set_yticklabels(ax.get_yticklabels(), rotation=0)
     return figure
 
 
 @mpl.rc_context(STYLE)
-def map_panel(records: Sequence[Mapping[str, Any]], study: str, name: str, data: Path) -> Figure:
-    """Show the kept score maps of one set, first seed, down the columns of a study, over the same images.
+def map_panel(records: Sequence[Mapping[str, Any]], grid: Grid, name: str, data: Path) -> Figure:
+    """Show the kept score maps of one set, first seed, down the columns of a grid, over the same images.
 
     Parameters
     ----------
     records : sequence
-        Cells of one setting.
-    study, name : str
-        Which study, which set.
+        Cells, of other grids too.
+    grid : Grid
+        Which of them to show.
+    name : str
+        Which set.
     data : Path
         The set's folder, for the images.
     """
-    chosen = first_seed(records, study, name)
+    chosen = first_seed(records, grid, name)
     paths = list(next(iter(chosen.values()))["maps"])
     shape = next(iter(chosen.values()))["shape"]
     images = [read_image(data / path, tuple(shape)).numpy() for path in paths]
@@ -134,18 +136,16 @@ def map_panel(records: Sequence[Mapping[str, Any]], study: str, name: str, data:
     return figure
 
 
-def first_seed(records: Sequence[Mapping[str, Any]], study: str, name: str) -> dict[str, Mapping[str, Any]]:
-    """Return the first seed's record of each column of a study, in the table's order."""
+def first_seed(records: Sequence[Mapping[str, Any]], grid: Grid, name: str) -> dict[str, Mapping[str, Any]]:
+    """Return the first seed's record of each column of a grid, in its order."""
     found: dict[str, Mapping[str, Any]] = {}
     for record in sorted((r for r in records if r["set"] == name), key=lambda r: r["seed"]):
-        column = columns_of(record["config"]).get(study)
-        if column is not None:
-            found.setdefault(column, record)
-    return {column: found[column] for column in COLUMNS[study] if column in found}
+        found.setdefault(identity(record["config"]), record)
+    return {column: found[i] for column, c in grid.columns.items() if (i := identity(c)) in found}
 
 
 def _name(column: str) -> str:
-    return ARM_NAMES.get(column) or f"{column} %"
+    return ARM_NAMES.get(column, column)
 
 
 def _enlarged(coarse: np.ndarray, shape: Sequence[int]) -> np.ndarray:

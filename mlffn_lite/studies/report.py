@@ -1,36 +1,39 @@
-"""The report of a study: the paper's tables with deviations, what they support, figures, and one page of HTML."""
+"""The report of a study folder: tables with deviations, what they support, figures, and one page of HTML."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from ..comparison import PERCENT, markdown_table, spread
 from ..config import Config
-from ..datasets.folder import AnomalyFolder
 from ..datasets.miniparts import CATEGORIES, miniparts_path
+from ..datasets.sources import open_source
 from ..errors import StudyError
 from ..figures import png_bytes
 from ..page import ReportFigure, write_report
+from ..labels import METRIC_LABELS, PERCENT
 from ..storage import write_atomic
-from .cell import METRICS, digest_of
-from .grid import ARMS, setting_of
-from .plots import ablation_dots, heat_table, map_panel, ratio_curve
-from .statistics import COLUMNS, FEWEST_PAIRS, VERDICTS, differences, frame, study_names, table
+from .grid import Grid
+from .paper import PAPER
+from .plots import dots, heat_table, map_panel, ratio_curve
+from .statistics import COSTS, FEWEST_PAIRS, METRICS, SIDES, VERDICTS, by_set, differences, frame, table
 from .store import Store
 
 REPORT = "report"
-TITLES = {"table3": "Share of pseudo-anomalies (the paper's Table 3)", "table4": "Ablation (the paper's Table 4)"}
-NAMES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pro": "PRO"}
-_LATEX = str.maketrans(
-    {character: f"\\{character}" for character in "&%_#${}"}
-    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    | {"±": r"$\pm$", "✓": r"\checkmark", "×": r"$\times$", "–": "--"}
-)
+TITLES = {
+    "table3": "Share of pseudo-anomalies (the paper's Table 3)",
+    "table4": "Ablation (the paper's Table 4)",
+    "compare": "Methods side by side (as the paper's Tables 1 and 2)",
+}
+_COSTS = dict(zip(COSTS, ("fit s", "predict ms/image", "peak memory MB", "GPU memory MB"), strict=True))
 _TICKS = ("self-calibration", "STLNet", "score constraint", "consistency")
+_SYMBOLS = str.maketrans({"±": r"$\pm$", "✓": r"\checkmark", "×": r"$\times$", "–": "--"})
+
+Cells = tuple[Grid, pd.DataFrame]
+Layout = tuple[list[str], list[list[str]]]
 
 
 def write_reports(folder: str | Path, out: str | Path | None = None) -> list[Path]:
@@ -46,213 +49,225 @@ def write_reports(folder: str | Path, out: str | Path | None = None) -> list[Pat
     Returns
     -------
     list of Path
-        The folders, each with ``table3`` and ``table4`` as ``.md``, ``.csv`` and ``.tex``, ``differences.csv``,
-        ``claims.md``, figures, and ``report.html``.
+        The folders, each with ``GRID`` and ``GRID_sets`` as ``.md``, ``.csv`` and ``.tex`` for every grid,
+        ``differences.csv``, ``claims.md``, figures, and ``report.html``.
 
     Raises
     ------
     StudyError
-        If there are no cells of a study, cells of different data under one name, or a file is damaged.
+        If there are no cells of a grid, cells of different data under one name, or a file is damaged.
     """
-    folder = Path(folder)
-    settings: dict[str, list[dict[str, Any]]] = {}
-    prints: dict[str, str] = {}
-    for record in Store(folder).records():
-        if not frame([record]).empty:
-            if prints.setdefault(record["set"], record["fingerprint"]) != record["fingerprint"]:
-                raise StudyError(f"{folder} holds cells of different data named {record['set']!r}; keep them apart")
-            settings.setdefault(digest_of(setting_of(record["config"])), []).append(record)
+    folder, store = Path(folder), Store(folder)
+    records = store.records()
+    settings: dict[str, list[Cells]] = {}
+    for grid in store.grids():
+        cells = frame(records, grid)
+        for name, prints in cells.groupby("set")["fingerprint"]:
+            if prints.nunique() > 1:
+                raise StudyError(f"{folder} holds cells of different data named {name!r}; keep them apart")
+        if not cells.empty:
+            settings.setdefault(grid.setting, []).append((grid, cells))
     if not settings:
-        raise StudyError(f"{folder} holds no cell of table3 or table4; run `mlffn study tables --out {folder}`")
+        raise StudyError(f"{folder} holds no cell of a grid in its folder grids; give its `mlffn study` command again")
     target = Path(out) if out is not None else folder / REPORT
-    places = [target if len(settings) == 1 else target / name for name in settings]
-    for place, records in zip(places, settings.values(), strict=True):
-        _write_report(records, place, folder)
+    places = [target if len(settings) == 1 else target / setting for setting in settings]
+    for place, studies in zip(places, settings.values(), strict=True):
+        _write_report(studies, records, store, place)
     return places
 
 
-def _write_report(records: Sequence[dict[str, Any]], place: Path, folder: Path) -> None:
-    cells = frame(records)
-    studies = study_names(cells)
-    steps = pd.concat([differences(cells, s).assign(study=s) for s in studies])
-    for study in studies:
-        summary = table(cells, study)
-        head, rows = layout(summary, study)
-        write_atomic(
-            place / f"{study}.md", f"{markdown_table(head, rows, text=_words(study))}\n\n{caption(cells, study)}\n"
-        )
-        write_atomic(place / f"{study}.tex", latex(head, rows, caption(cells, study)))
-        write_atomic(place / f"{study}.csv", summary.to_csv(index=False, float_format="%.4f"))
-    write_atomic(place / "differences.csv", steps.to_csv(index=False, float_format="%.4f"))
+def _write_report(studies: Sequence[Cells], records: Sequence[dict[str, Any]], store: Store, place: Path) -> None:
+    for grid, cells in studies:
+        summary, each = table(cells, grid), caption(cells, grid, over="Mean ±")
+        for name, data, (head, rows), words, text in (
+            (grid.name, summary, layout(summary, grid), _words(grid), caption(cells, grid)),
+            (f"{grid.name}_sets", by_set(cells, grid), layout_sets(cells, grid), 3, each),
+        ):
+            write_atomic(place / f"{name}.md", f"{markdown_table(head, rows, text=words)}\n\n{text}\n")
+            write_atomic(place / f"{name}.tex", latex(head, rows, text))
+            write_atomic(place / f"{name}.csv", data.to_csv(index=False, float_format="%.4f"))
+    steps = [(grid, differences(cells, grid)) for grid, cells in studies]
+    listed = pd.concat([rows.assign(study=grid.name) for grid, rows in steps])
+    write_atomic(place / "differences.csv", listed.to_csv(index=False, float_format="%.4f"))
     write_atomic(place / "claims.md", claims(steps))
     shown: list[ReportFigure] = []
-    for figure, file in _figures(records, cells, studies):
+    for figure, file in _figures(studies, records):
         image = png_bytes(figure.image, alt=figure.alt)  # type: ignore[arg-type]
         write_atomic(place / file, image)
         shown.append(figure._replace(image=image))
+    failed = [f"Failed: {name} ({reason})." for name, reason in store.failures().items()]
+    tables = [
+        (f"{title(grid)}{more}", pd.DataFrame(rows, columns=head))
+        for grid, cells in studies
+        for more, (head, rows) in (
+            ("", layout(table(cells, grid), grid)),
+            (", by set", layout_sets(cells, grid)),
+        )
+    ]
     write_report(
         place / "report.html",
-        title="Tables 3 and 4" if len(studies) == 2 else TITLES[studies[0]],
+        title=" · ".join(title(grid) for grid, _ in studies),
         metrics={},
-        notes=[caption(cells, s) for s in studies],
+        notes=[*(caption(cells, grid) for grid, cells in studies), *failed],
         figures=shown,
-        tables=[
-            (TITLES[s], pd.DataFrame(rows, columns=head))
-            for s in studies
-            for head, rows in [layout(table(cells, s), s)]
-        ]
-        + [("What the data support", _sentences(steps))],
-        command=f"mlffn report {folder.name}",
-        config_toml=Config().replace(**setting_of(records[0]["config"])).to_toml(),
+        tables=[*tables, ("What the data support", _sentences(listed))],
+        command=f"mlffn report {store.folder.name}",
+        config_toml=Config().replace(**studies[0][0].base).to_toml(),
     )
 
 
-def layout(summary: pd.DataFrame, study: str) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of a table as the paper lays it out, the paper's numbers in the row beneath each."""
+def title(grid: Grid) -> str:
+    """Return the heading of a grid's tables."""
+    return TITLES.get(grid.name, f"Varied: {grid.name.replace('+', ' and ')}")
+
+
+def layout(summary: pd.DataFrame, grid: Grid) -> Layout:
+    """Return head and rows of the table over all sets; the paper's numbers, if any, in a row beneath each."""
     cell = {(r["column"], r["metric"]): r for r in summary.to_dict("records")}
-    columns = COLUMNS[study]
+    columns, compared = list(grid.columns), grid.name in PAPER
 
     def here(column: str, metric: str) -> str:
         row = cell[column, metric]
         return spread(row["mean"], row["std"], 1)
 
-    if study == "table3":
+    def paper(column: str, metric: str) -> str:
+        number = cell[column, metric]["paper"]
+        return f"{number:.1f}" if round(number, 1) == number else f"{number:.2f}"  # as printed there
+
+    if grid.name == "table3":
         lines = []
         for metric in METRICS:
             lines.append([PERCENT[metric], *(here(c, metric) for c in columns)])
-            lines.append(["paper", *(_printed(cell[c, metric]["paper"]) for c in columns)])
-        return ["", *(f"{c} %" for c in columns)], lines
-    lines = []
+            lines.append(["paper", *(paper(c, metric) for c in columns)])
+        return ["", *columns], lines
+    lines, ticks = [], _TICKS if grid.name == "table4" else ()
     for i, column in enumerate(columns):
-        ticks = ["✓" if j < i else "" for j in range(len(_TICKS))]
-        lines.append([column, *ticks, *(here(column, m) for m in METRICS)])
-        lines.append(["paper", *[""] * len(_TICKS), *(_printed(cell[column, m]["paper"]) for m in METRICS)])
-    return ["arm", *_TICKS, *(PERCENT[m] for m in METRICS)], lines
+        marks = ["✓" if j < i else "" for j in range(len(ticks))]
+        lines.append([column, *marks, *(here(column, m) for m in METRICS)])
+        if compared:
+            lines.append(["paper", *[""] * len(ticks), *(paper(column, m) for m in METRICS)])
+    return [_kind(grid), *ticks, *PERCENT.values()], lines
 
 
-def latex(head: list[str], rows: list[list[str]], text: str) -> str:
+def layout_sets(cells: pd.DataFrame, grid: Grid) -> Layout:
+    """Return head and rows of the table by set, with what each column costs."""
+    rows = by_set(cells, grid)
+    costs = {k: v for k, v in _COSTS.items() if rows[k].notna().any()}
+    head = ["set", "pixels", _kind(grid), "seeds", *PERCENT.values(), *costs.values()]
+    return head, [
+        [str(row[k]) for k in ("set", "shape", "column", "seeds")]
+        + [spread(row[k], row[f"{k}_std"], 1) for k in METRICS]
+        + [spread(row[k], float("nan"), 0 if k.endswith("_mb") else 1) for k in costs]
+        for row in rows.to_dict("records")
+    ]
+
+
+def _kind(grid: Grid) -> str:
+    return {"table3": "share", "table4": "arm", "compare": "method"}.get(grid.name, "configuration")
+
+
+def _words(grid: Grid) -> int:
+    return 1 + len(_TICKS) if grid.name == "table4" else 1
+
+
+def spread(mean: float, std: float, digits: int) -> str:
+    """Return ``mean ± std``; without the second where there is a single value, a dash where there is none."""
+    if pd.isna(mean):
+        return "–"
+    return f"{mean:.{digits}f}" + ("" if pd.isna(std) else f" ± {std:.{digits}f}")
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text: int) -> str:
+    """Return a Markdown table whose first ``text`` columns are words, the others numbers."""
+    lines = [head, ["---"] * text + ["---:"] * (len(head) - text), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def latex(head: Sequence[str], rows: Sequence[Sequence[str]], text: str) -> str:
     """Return a table for LaTeX with booktabs and amssymb."""
 
-    def line(cells: list[str]) -> str:
-        return " & ".join(map(_escape, cells)) + r" \\"
+    def styled(cells: pd.DataFrame, **options: Any) -> str:
+        style = cells.style.format(escape="latex").format_index(escape="latex", axis=1).hide(axis="index")
+        return style.to_latex(**options).translate(_SYMBOLS)
 
-    body = "\n".join([r"\toprule", line(head), r"\midrule", *map(line, rows), r"\bottomrule"])
-    columns = "l" + "r" * (len(head) - 1)
-    lines = [
-        r"\begin{table}",
-        rf"\caption{{{_escape(text)}}}",
-        rf"\begin{{tabular}}{{{columns}}}",
-        body,
-        r"\end{tabular}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    # Styler escapes cells but no captions: the caption is a cell of a table of its own first.
+    escaped = styled(pd.DataFrame([[text]])).splitlines()[2].removesuffix(r" \\")
+    form = "l" + "r" * (len(head) - 1)
+    return styled(pd.DataFrame(list(rows), columns=list(head)), caption=escaped, column_format=form, hrules=True)
 
 
-def caption(cells: pd.DataFrame, study: str) -> str:
+def caption(cells: pd.DataFrame, grid: Grid, *, over: str = "Mean over sets, ±") -> str:
     """Say what the numbers of a table were measured with."""
-    part = cells[cells["study"] == study]
 
     def each(key: str) -> str:
-        return " / ".join(map(str, part[key].drop_duplicates()))
+        return " / ".join(map(str, cells[key].drop_duplicates()))
 
-    sets = ", ".join(
-        f"{name} {shape}" for name, shape in part[["set", "shape"]].drop_duplicates().sort_values("set").values
-    )
-    counts = table(cells, study)["seeds"]
-    short = "" if counts.nunique() == 1 else ", not all of them in every column"
+    sets = cells[["set", "shape"]].drop_duplicates().sort_values("set").values
+    short = "" if table(cells, grid)["seeds"].nunique() == 1 else ", not all of them in every row and column"
+    here = "Mean over sets" in over and grid.name in PAPER
+    paper = " Paper: MVTec AD, 15 categories, ResNet-50, one run." if here else ""
     return (
-        f"{each('label')}, {each('steps')} steps; {sets} px; seeds {', '.join(map(str, sorted(part['seed'].unique())))}"
-        f"{short}; {each('device')} ({each('device_name')}), {each('threads')} thread(s), {each('precision')}."
-        " Mean over sets, ± sample standard deviation over seeds. Paper: MVTec AD, 15 categories, ResNet-50, one run."
+        f"{grid.label}, {each('steps')} steps; {', '.join(f'{name} {shape}' for name, shape in sets)} px;"
+        f" seeds {', '.join(map(str, sorted(cells['seed'].unique())))}{short};"
+        f" {each('device')} ({each('device_name')}), {each('threads')} thread(s), {each('precision')}."
+        f" {over} sample standard deviation over seeds.{paper}"
     )
 
 
-def claims(steps: pd.DataFrame) -> str:
-    """Return a sentence for each difference, and how many of the paper's are supported."""
+def claims(steps: Sequence[Cells]) -> str:
+    """Return a sentence for each difference, and how many are on which side; ``steps`` are grids' differences."""
     parts = ["# What the data support"]
-    for study, rows in steps.groupby("study", sort=False):
-        counts = ", ".join(f"{(rows['verdict'] == v).sum()} {v}" for v in VERDICTS)
-        parts += [f"## {TITLES[str(study)]}", f"{len(rows)} differences: {counts}."]
+    for grid, rows in steps:
+        kinds = VERDICTS if grid.name in PAPER else SIDES
+        counts = ", ".join(f"{(rows['verdict'] == v).sum()} {v}" for v in kinds)
+        parts += [f"## {title(grid)}", f"{len(rows)} differences: {counts}."]
         parts += ["\n".join(f"- {sentence(row)}" for row in rows.to_dict("records"))]
     parts.append(
         "Differences are in percentage points, with the 95 % interval of a paired bootstrap over sets and seeds. The"
         " interval is about these sets; one in twenty would miss by chance."
     )
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def sentence(row: Mapping[Any, Any]) -> str:
-    """Say in a plain sentence what a difference shows about the paper's claim."""
-    change = f"{_column(row['before'])} → {_column(row['after'])}, {NAMES[row['metric']]}"
+    """Say in a plain sentence what a difference shows, and what that means for the paper's claim if there is one."""
+    change = f"{row['before']} → {row['after']}, {METRIC_LABELS[row['metric']]}"
     if not row["pairs"]:
         return f"{change}: not measured."
     few = row["pairs"] < FEWEST_PAIRS
     count = "1 pair" if row["pairs"] == 1 else f"{row['pairs']} pairs"
     between = f"{count}: too few for an interval" if few else f"95 % {row['low']:+.1f} to {row['high']:+.1f}"
-    return (
-        f"{change}: {row['difference']:+.1f} here ({between}), {row['paper']:+.1f} in the paper: **{row['verdict']}**."
-    )
+    paper = "" if pd.isna(row["paper"]) else f", {row['paper']:+.1f} in the paper"
+    return f"{change}: {row['difference']:+.1f}{' here' * bool(paper)} ({between}){paper}: **{row['verdict']}**."
 
 
 def _sentences(steps: pd.DataFrame) -> pd.DataFrame:
     rows = [sentence(row).rstrip(".").rpartition(": ") for row in steps.to_dict("records")]
-    return pd.DataFrame(
-        [(first, last.strip("*")) for first, _, last in rows], columns=["difference", "the paper's claim"]
-    )
+    return pd.DataFrame([(first, last.strip("*")) for first, _, last in rows], columns=["difference", "verdict"])
 
 
-def _figures(
-    records: Sequence[dict[str, Any]], cells: pd.DataFrame, studies: list[str]
-) -> list[tuple[ReportFigure, str]]:
-    found = []
-    if "table3" in studies:
-        text = "Metrics over the share of pseudo-anomalous images, with the paper's numbers."
-        found.append((ReportFigure("Ratio", ratio_curve(cells), text, f"{text} Three line charts."), "ratio.png"))
-    if "table4" in studies:
-        text = "Every set and seed through the arms of the ablation; thick: the mean; dashed: the paper."
-        found.append(
-            (
-                ReportFigure("Ablation", ablation_dots(cells), text, f"{text} Three charts of paired dots."),
-                "ablation.png",
-            )
-        )
-    for study in studies:
-        text = f"{TITLES[study]} by set: mean over seeds, each row shaded from its worst (dark) to its best (light)."
-        found.append(
-            (ReportFigure("By set", heat_table(cells, study), text, f"{text} Three tables."), f"{study}_sets.png")
-        )
-    if "table4" in studies:
-        for name in _bundled(cells[cells["study"] == "table4"]["set"], records):
-            text = (
-                f"{name}: the same test images down the arms, first seed; colours from each arm's median good score up."
-            )
-            panel = map_panel(records, "table4", name, miniparts_path() / name)
-            found.append(
-                (ReportFigure(f"Heatmaps: {name}", panel, text, f"{text} Rows of heatmaps."), f"maps_{name}.png")
-            )
-    return found
+def _figures(studies: Sequence[Cells], records: Sequence[dict[str, Any]]) -> Iterator[tuple[ReportFigure, str]]:
+    for grid, cells in studies:
+        heading = title(grid)
+        if grid.name == "table3":
+            text = "Metrics over the share of pseudo-anomalous images, with the paper's numbers."
+            yield ReportFigure(heading, ratio_curve(cells, grid), text, f"{text} Three line charts."), "ratio.png"
+        else:
+            text = "Every set and seed; thick: the mean" + ("; dashed: the paper." if grid.name in PAPER else ".")
+            figure = ReportFigure(heading, dots(cells, grid), text, f"{text} Three charts of paired dots.")
+            yield figure, "ablation.png" if grid.name == "table4" else f"{grid.name}.png"
+        text = f"{heading} by set: mean over seeds, each row shaded from its worst (dark) to its best (light)."
+        yield ReportFigure("By set", heat_table(cells, grid), text, f"{text} Three tables."), f"{grid.name}_sets.png"
+    grid, cells = studies[-1]
+    for name in _bundled(cells):
+        text = f"{name}: the same test images, first seed; colours of each row from its median good score up."
+        panel = map_panel(records, grid, name, miniparts_path() / name)
+        yield ReportFigure(f"Heatmaps: {name}", panel, text, f"{text} Rows of heatmaps."), f"maps_{name}.png"
 
 
-def _bundled(sets: pd.Series, records: Sequence[dict[str, Any]]) -> list[str]:
+def _bundled(cells: pd.DataFrame) -> list[str]:
     """Return the sets whose images come with the library, unchanged since the cells ran."""
-    names = sorted(set(sets) & set(CATEGORIES))
-    prints = {r["set"]: r["fingerprint"] for r in records}
-    return [n for n in names if AnomalyFolder(miniparts_path() / n, size=32).fingerprint() == prints[n]]
-
-
-def _printed(number: float) -> str:
-    """Return a number with the one or two decimals that the paper prints."""
-    return f"{number:.1f}" if round(number, 1) == number else f"{number:.2f}"
-
-
-def _column(name: str) -> str:
-    return name if name in ARMS else f"{name} %"
-
-
-def _words(study: str) -> int:
-    return 1 if study == "table3" else 1 + len(_TICKS)
-
-
-def _escape(text: str) -> str:
-    return text.translate(_LATEX)
+    prints = dict(cells[["set", "fingerprint"]].drop_duplicates().values)
+    small = Config.preset("tiny").data
+    names = sorted(prints.keys() & set(CATEGORIES))
+    return [n for n in names if open_source(miniparts_path() / n, small).fingerprint() == prints[n]]

@@ -1,47 +1,41 @@
-"""Running cells: in this process, in joblib's processes, or on a Ray cluster; the same results from all of them.
+"""Running cells: in this process, in several on this machine, or on a Ray cluster; the same results from all of them.
 
-Whoever runs cells claims each in the store first, so that several runs may share a store, and keeps its record as soon
-as it is there. Killed at any point, a run loses the cells under way and nothing else.
+Whoever runs cells claims each in the store first and keeps its record as soon as it is there; processes, runs and
+machines that share a store share its cells out in that way and know nothing else of each other. Killed at any point, a
+run loses the cells under way and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import logging
 import os
-import signal
 import socket
+import subprocess
+import sys
+import tempfile
 import threading
 import time
 import traceback
 import warnings
-from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
-from multiprocessing import resource_tracker
+from functools import cache
+from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from joblib import Parallel, delayed
+from tqdm.auto import tqdm
 
-from ..errors import ConfigError, MlffnError
+from ..errors import ConfigError, MlffnError, StudyError, extra, first_line
+from ..labels import METRIC_LABELS
 from .cell import Cell, measure
-from .progress import Display
 from .store import Failure, Store
 
-BACKENDS = ("local", "joblib", "ray")
+BACKENDS = ("local", "processes", "ray")
 _TRIES = 3
-_PATIENCE = 0.5  # seconds between looks at cells that another run has claimed
-
-Outcome = tuple[Cell, "dict[str, Any] | Failure"]
-Executor = Callable[[Iterator[Cell]], Generator[Outcome, None, None]]
-"""Takes cells one by one, as it has room for them, and yields their outcomes as they come."""
-
-
-class WorkerLost(Exception):  # noqa: N818 - an event, like KeyboardInterrupt
-    """A worker process died, and which of the cells under way it had is not known."""
+_PATIENCE = 0.5  # seconds between looks at cells that others have claimed
 
 
 @dataclass(frozen=True)
@@ -50,10 +44,12 @@ class Workers:
 
     Attributes
     ----------
-    backend : {"local", "joblib", "ray"}
+    backend : {"local", "processes", "ray"}
         This process, processes on this machine, or a Ray cluster.
     count : int
         Cells at a time.
+    fresh : bool
+        Processes only: a new one for every cell, so that its peak memory is that of one method.
     gpus : float
         Ray only: share of a GPU that a cell asks for.
     address : str, optional
@@ -62,6 +58,7 @@ class Workers:
 
     backend: str = "local"
     count: int = 1
+    fresh: bool = False
     gpus: float = 0.0
     address: str | None = None
 
@@ -71,33 +68,9 @@ class Workers:
         if self.count < 1:
             raise ConfigError(f"--workers {self.count} must be at least 1")
         if self.backend == "local" and self.count > 1:
-            raise ConfigError(f"--workers {self.count} needs --backend joblib or ray; local runs one cell at a time")
+            raise ConfigError(f"--workers {self.count} needs --backend processes or ray; local runs one cell at a time")
         if self.backend != "ray" and (self.gpus or self.address):
             raise ConfigError("--gpus and --address are for --backend ray")
-
-    def executor(self, threads: int) -> Executor:
-        """Return the executor; each cell computes with ``threads`` threads."""
-        if self.backend == "local":
-            return _here
-        if self.backend == "joblib":
-            return partial(_on_joblib, self.count)
-        try:
-            import ray  # noqa: F401
-        except ImportError as error:
-            raise ConfigError("--backend ray needs Ray: pip install 'mlffn-lite[distributed]'") from error
-        return partial(_on_ray, self, threads)
-
-
-def attempt(cell: Cell) -> Outcome:
-    """Measure a cell; an error is an outcome too."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return cell, measure(cell)
-    except Exception as error:  # whatever it is, it must not stop the other cells
-        words = " ".join(str(error).split())
-        known = isinstance(error, MlffnError) and words
-        return cell, Failure(words if known else f"{type(error).__name__}: {words}", traceback.format_exc())
 
 
 def run(
@@ -114,178 +87,234 @@ def run(
     KeyboardInterrupt
         If the user stops it; finished cells are kept.
     """
-    if not cells:
-        return {}
     workers = workers or Workers()
-    executor = workers.executor(cells[0].threads)
-    with Display(len(cells), enabled=progress) as display:
-        state = _Run(cells, store, display)
-        while todo := state.todo():
-            outcomes = executor(state.claim(todo))
-            try:
-                for cell, outcome in outcomes:
-                    state.settle(cell, outcome)
-            except WorkerLost:
-                state.lost()
-            finally:
-                outcomes.close()
-                state.release()
-            if state.error is not None:
-                raise state.error
-            if state.idle:
-                time.sleep(_PATIENCE)
-    return state.failures
-
-
-class _Run:
-    """What one run knows of its cells."""
-
-    def __init__(self, cells: Sequence[Cell], store: Store, display: Display) -> None:
-        self.cells, self.store, self.display = cells, store, display
-        self.failures: dict[str, str] = {}
-        self.claims: dict[str, tuple[Cell, FileLock]] = {}
-        self.losses: Counter[str] = Counter()
-        self.error: MlffnError | None = None
-        self.idle = True
-
-    def todo(self) -> list[Cell]:
-        """Return the cells that are neither finished nor failed; one that has its last try alone, to blame no other."""
-        left = [c for c in self.cells if not self.store.done(c) and self.store.path(c).stem not in self.failures]
-        self.display.left(len(left))
-        self.idle = True
-        last = [c for c in left if self.losses[c.name] == _TRIES - 1]
-        return last[:1] or left
-
-    def claim(self, todo: Iterable[Cell]) -> Iterator[Cell]:
-        """Yield the cells that no other run has, claiming each when it is asked for.
-
-        Executors may ask from threads of their own, where an exception would be lost: it is kept.
-        """
-        for cell in todo:
-            try:
-                lock = self.store.claim(cell)
-            except MlffnError as error:
-                self.error = error
-                return
-            if lock is not None:
-                self.idle = False
-                self.claims[cell.name] = cell, lock
-                self.display.started(cell)
-                yield cell
-
-    def settle(self, cell: Cell, outcome: dict[str, Any] | Failure) -> None:
-        """Keep an outcome and give the claim back."""
-        if isinstance(outcome, Failure):
-            self.failures[self.store.path(cell).stem] = outcome.reason
-            self.store.fail(cell, outcome)
+    store.retry(cells)
+    with _watch(cells, store, progress) as look:
+        if workers.backend == "local":
+            work(cells, store, look=look)
+        elif workers.backend == "processes":
+            _run_processes(cells, store, workers, look)
         else:
-            self.store.write(cell, outcome)
-        self.store.release(self.claims.pop(cell.name)[1])
-        self.display.finished(cell, outcome)
-
-    def lost(self) -> None:
-        """Count the cells under way when a worker died; those that were there too often have failed."""
-        for name, (cell, _) in list(self.claims.items()):
-            self.losses[name] += 1
-            if self.losses[name] >= _TRIES:
-                reason = f"a process died {_TRIES} times while it ran, perhaps for want of memory"
-                self.settle(cell, Failure(reason))
-
-    def release(self) -> None:
-        """Give all claims back."""
-        for cell, lock in self.claims.values():
-            self.store.release(lock)
-            self.display.dropped(cell)
-        self.claims.clear()
+            _run_on_ray(cells, store, workers, look)
+    names = {store.path(cell).stem for cell in cells}
+    return {name: reason for name, reason in store.failures().items() if name in names}
 
 
-def _here(cells: Iterator[Cell]) -> Generator[Outcome, None, None]:
-    """Run cells in this process, one after another."""
-    yield from map(attempt, cells)
+def work(
+    cells: Sequence[Cell], store: Store, *, fresh: bool = False, look: Callable[[], object] = lambda: None
+) -> None:
+    """Claim, measure and keep cells, one after another, until all are settled; ``fresh`` stops after the first."""
+    while left := _left(cells, store):
+        idle = True
+        for cell in left:
+            if (lock := store.claim(cell)) is not None:
+                idle = False
+                try:
+                    _take(cell, store)
+                finally:
+                    store.release(lock)
+                look()
+                if fresh:
+                    return
+        if idle:
+            look()
+            time.sleep(_PATIENCE)
+    look()
 
 
-def _on_joblib(count: int, cells: Iterator[Cell]) -> Generator[Outcome, None, None]:
-    """Run cells in joblib's processes, as many as ``count`` at a time."""
-    pool = Parallel(n_jobs=count, backend="loky", batch_size=1, pre_dispatch=count, return_as="generator_unordered")
-    outcomes = None
+def attempt(cell: Cell) -> dict[str, Any] | Failure:
+    """Measure a cell; an error is an outcome too."""
     try:
-        with _children_without_ctrl_c():
-            outcomes = pool(delayed(_attempt_in_worker)(cell) for cell in cells)
-        yield from outcomes
-    except BrokenProcessPool as error:
-        raise WorkerLost from error
-    except RuntimeError as error:
-        if isinstance(error.__context__, KeyboardInterrupt):  # it came while joblib started its processes
-            raise KeyboardInterrupt from error
-        raise
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return measure(cell)
+    except Exception as error:  # whatever it is, it must not stop the other cells
+        words = " ".join(str(error).split())
+        known = isinstance(error, MlffnError) and words
+        return Failure(words if known else f"{type(error).__name__}: {words}", traceback.format_exc())
+
+
+def _left(cells: Sequence[Cell], store: Store) -> list[Cell]:
+    return [cell for cell in cells if not store.settled(cell)]
+
+
+def _take(cell: Cell, store: Store) -> None:
+    """Settle a claimed cell. One whose process died too often has failed: it would take every process along."""
+    try:
+        if store.tries(cell) < _TRIES:
+            store.begin(cell)
+            outcome = attempt(cell)
+        else:
+            outcome = Failure(f"a process died {_TRIES} times while it ran, perhaps for want of memory")
+        store.keep(cell, outcome)
     finally:
-        if outcomes is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # joblib warns of what it drops
-                outcomes.close()
+        store.end(cell)
 
 
 @contextlib.contextmanager
-def _children_without_ctrl_c() -> Iterator[None]:
-    """Start processes that never take Ctrl-C.
+def _watch(cells: Sequence[Cell], store: Store, progress: bool) -> Iterator[Callable[[], int]]:
+    """Give a function that shows the cells settled since its last call, whoever ran them, and counts them."""
+    left = _left(cells, store)
+    options: dict[str, Any] = {"total": len(cells), "initial": len(cells) - len(left), "unit": "cell"}
+    with tqdm(**options, disable=None if progress else True) as bar:  # None: only in a terminal
 
-    A terminal sends it to them too, but only this process should answer; joblib then ends the others.
-    """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    resource_tracker.ensure_running()  # starting it lets Ctrl-C through again, and the first process would do that
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        def look() -> int:
+            settled = [cell for cell in left if store.settled(cell)]
+            for cell in settled:
+                left.remove(cell)
+                text = f"{Path(cell.data).name} {cell.label} seed {cell.seed}: {_outcome(cell, store)}"
+                bar.set_postfix_str(text, refresh=False)
+                bar.update()
+                if progress and bar.disable:
+                    print(f"[{len(cells) - len(left)}/{len(cells)}] {text}", file=sys.stderr, flush=True)
+            return len(settled)
+
+        yield look
 
 
-def _attempt_in_worker(cell: Cell) -> Outcome:
-    _end_with_parent()
-    return attempt(cell)
+def _outcome(cell: Cell, store: Store) -> str:
+    """Return the metrics in percent and the seconds of a settled cell, or why it failed."""
+    if not store.done(cell):
+        return store.failures().get(store.path(cell).stem, "failed")
+    record = json.loads(store.path(cell).read_text("utf-8"))
+    values = " / ".join("–" if record[k] is None else f"{100 * record[k]:.1f}" for k in METRIC_LABELS)
+    return f"{values} ({record['fit_seconds']:.0f} s)"
+
+
+def _run_processes(cells: Sequence[Cell], store: Store, workers: Workers, look: Callable[[], int]) -> None:
+    """Keep up to ``count`` processes at work until all cells are settled; none of them outlives this function."""
+    running: list[subprocess.Popen[bytes]] = []
+    deaths = 0
+    with tempfile.TemporaryDirectory() as scratch:
+        order, log = Path(scratch, "order.json"), Path(scratch, "log.txt")
+        order.write_text(json.dumps(_order(cells, store, workers.fresh)), "utf-8")
+        try:
+            while left := _left(cells, store):
+                deaths = 0 if look() else deaths
+                for worker in [w for w in running if w.poll() is not None]:
+                    running.remove(worker)
+                    deaths += worker.returncode != 0
+                    # Those that die of their cell settle it sooner: these do not even begin one.
+                    if worker.returncode == 2 or deaths > _TRIES * workers.count:
+                        lines = log.read_text("utf-8", "replace").split("\n")
+                        reason = next((line for line in reversed(lines) if line.strip()), "they say nothing")
+                        raise StudyError(reason if worker.returncode == 2 else f"no process can run cells: {reason}")
+                while len(running) < min(workers.count, len(left)):
+                    running.append(_start(order, log, cells[0].threads))
+                time.sleep(_PATIENCE / 5)
+            look()
+        finally:
+            _stop(running, store)
+
+
+def _order(cells: Sequence[Cell], store: Store, fresh: bool) -> dict[str, Any]:
+    """Return what a worker reads from its standard input, see :func:`main`."""
+    return {
+        "folder": str(store.folder.resolve()),
+        "cells": [dataclasses.asdict(cell) for cell in cells],
+        "fresh": fresh,
+        "parent": os.getpid(),
+    }
+
+
+def _start(order: Path, log: Path, threads: int) -> subprocess.Popen[bytes]:
+    """Start a worker. Ctrl-C in the terminal does not reach it: this process answers and ends it."""
+    environment = {**os.environ, "PYTHONPATH": _python_path(), "OMP_NUM_THREADS": str(threads)}
+    with order.open("rb") as source, log.open("ab") as errors:
+        command = [sys.executable, "-P", "-m", "mlffn_lite.studies.run"]  # -P: nothing in this folder hides a library
+        return subprocess.Popen(
+            command, stdin=source, stdout=errors, stderr=errors, env=environment, start_new_session=True
+        )
+
+
+def _python_path() -> str:
+    """Return ``sys.path`` for other processes, so that a method beside the user's script is found there too."""
+    return os.pathsep.join(dict.fromkeys(entry or os.getcwd() for entry in sys.path))
+
+
+def _stop(running: Sequence[subprocess.Popen[bytes]], store: Store) -> None:
+    """End workers at once; they have not died of their cells."""
+    for worker in running:
+        worker.kill()
+    for worker in running:
+        worker.wait()
+    store.forgive([worker.pid for worker in running])
 
 
 @cache
-def _end_with_parent() -> None:
-    """End this process when the one that started it does; joblib's and Ray's would finish their cell first."""
-    parent = os.getppid()
+def _end_with(parent: int, store: Store | None = None) -> None:
+    """End this process when its parent ends, however that does."""
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(1)
+            time.sleep(_PATIENCE)
+        if store is not None:
+            store.forgive([os.getpid()])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _on_ray(workers: Workers, threads: int, cells: Iterator[Cell]) -> Generator[Outcome, None, None]:
-    """Run cells as Ray tasks; Ray runs a task again elsewhere if its worker or node dies."""
-    import ray
+def main() -> int:
+    """Work on the cells that standard input names: a store's ``folder``, ``cells``, ``fresh``, and the ``parent``.
 
-    own = not ray.is_initialized()
-    if own:
-        _start_ray(workers, threads)
-    task = ray.remote(num_cpus=threads, num_gpus=workers.gpus, max_retries=_TRIES)(_attempt_in_worker)
-    pending: dict[Any, Cell] = {}
+    Returns 2 and prints one line if the store cannot be used.
+    """
+    order = json.load(sys.stdin)
+    store = Store(order["folder"])
+    _end_with(order["parent"], store)
     try:
-        while True:
-            while len(pending) < workers.count and (cell := next(cells, None)) is not None:
-                pending[task.remote(cell)] = cell
+        work([Cell(**cell) for cell in order["cells"]], store, fresh=order["fresh"])
+    except MlffnError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    return 0
+
+
+def _run_on_ray(cells: Sequence[Cell], store: Store, workers: Workers, look: Callable[[], int]) -> None:
+    """Run cells as Ray tasks, claimed here: Ray runs a task again elsewhere if its worker or node dies."""
+    with extra("distributed"):
+        import ray
+    own = bool(_left(cells, store)) and not ray.is_initialized()
+    if own:
+        _start_ray(workers, cells[0].threads)
+    task = ray.remote(
+        num_cpus=cells[0].threads,
+        num_gpus=workers.gpus,
+        max_retries=_TRIES,
+        runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
+    )(_attempt_on_ray)
+    pending: dict[Any, tuple[Cell, Any]] = {}
+    try:
+        while left := _left(cells, store):
+            for cell in left:
+                if len(pending) < workers.count and (lock := store.claim(cell)) is not None:
+                    pending[task.remote(cell)] = cell, lock
             if not pending:
-                return
-            (ready, *_), _ = ray.wait(list(pending))
-            cell = pending.pop(ready)
-            try:
-                yield ray.get(ready)
-            except ray.exceptions.RayError as error:
-                yield cell, Failure(" ".join(str(error).split()))
+                time.sleep(_PATIENCE)
+                continue
+            for reference in ray.wait(list(pending), timeout=_PATIENCE)[0]:
+                cell, lock = pending[reference]
+                try:
+                    outcome = ray.get(reference)
+                except ray.exceptions.RayError as error:
+                    outcome = Failure(" ".join(str(error).split()))
+                store.keep(cell, outcome)
+                store.release(lock)
+                del pending[reference]
+            look()
+        look()
     finally:
-        for reference in pending:
+        for reference, (_, lock) in pending.items():
             ray.cancel(reference, force=True)
+            store.release(lock)
         if own:
             ray.shutdown()
+
+
+def _attempt_on_ray(cell: Cell) -> dict[str, Any] | Failure:
+    _end_with(os.getppid())
+    return attempt(cell)
 
 
 def _start_ray(workers: Workers, threads: int) -> None:
@@ -304,5 +333,9 @@ def _start_ray(workers: Workers, threads: int) -> None:
             log_to_driver=False,
         )
     except Exception as error:  # Ray raises anything, even Exception itself
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"cannot reach a Ray cluster at {workers.address or 'this machine'}: {reason}") from error
+        there = workers.address or "this machine"
+        raise ConfigError(f"cannot reach a Ray cluster at {there}: {first_line(error)}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,78 +1,88 @@
-"""What a study's cells say: tables with mean and deviation over seeds, and neighbours' differences with intervals."""
+"""What the cells of a grid say: means with deviations over seeds, and differences of columns with intervals."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from .cell import METRICS, digest_of
-from .grid import ARMS, RATIOS, STUDIES, columns_of, setting_of
+from ..labels import METRIC_LABELS
+from .grid import Grid, identity
 from .paper import PAPER
 
-COLUMNS: dict[str, list[str]] = {"table3": [f"{100 * r:g}" for r in RATIOS], "table4": list(ARMS)}
+METRICS = list(METRIC_LABELS)
+COSTS = ["fit_seconds", "predict_ms", "peak_memory_mb", "gpu_memory_mb"]
 VERDICTS = ("supported", "not distinguishable", "contradicted")
+"""What an interval says of the paper's claim."""
+
+SIDES = ("higher", "not distinguishable", "lower")
+"""What it says where the paper claims nothing."""
+
 DRAWS = 10_000
 FEWEST_PAIRS = 6
 """With five pairs or fewer, even all on one side happen by chance more often than in one case of twenty."""
 
+_ABOUT = ["set", "seed", "fingerprint", "device", "device_name", "threads", "precision"]
+_FIELDS = ["column", *_ABOUT, "shape", "steps", *COSTS, *METRICS]
 
-def frame(records: Sequence[dict[str, Any]]) -> pd.DataFrame:
-    """Return a row per cell and study that it belongs to.
 
-    ``setting``, ``study``, ``column``, ``set``, ``seed``, what it was measured with, and metrics in percent. The cell
-    that both tables share has a row in each.
-    """
+def frame(records: Sequence[Mapping[str, Any]], grid: Grid) -> pd.DataFrame:
+    """Return a row per cell of a grid: ``column``, ``set``, ``seed``, what it was measured with, metrics in percent."""
+    columns = {identity(config): name for name, config in grid.columns.items()}
     rows = []
     for record in records:
-        about = {
-            "setting": digest_of(setting_of(record["config"])),
-            **{k: record[k] for k in ("set", "seed", "label", "device", "device_name", "threads", "precision")},
-            "shape": "×".join(map(str, record["shape"])),
-            "steps": record["config"]["train"]["steps"],
-            "seconds": record["fit_seconds"],
-            **{k: np.nan if record[k] is None else 100 * record[k] for k in METRICS},
-        }
-        rows += [{"study": s, "column": c, **about} for s, c in columns_of(record["config"]).items()]
-    return pd.DataFrame(rows, columns=list(rows[0]) if rows else ["setting", "study", "column"])
+        if (column := columns.get(identity(record["config"]))) is not None:
+            about = [record[k] for k in _ABOUT]
+            metrics = [np.nan if record[k] is None else 100 * record[k] for k in METRICS]
+            shape, steps = "×".join(map(str, record["shape"])), record["config"]["train"]["steps"]
+            costs = [np.nan if record[k] is None else record[k] for k in COSTS]
+            rows.append([column, *about, shape, steps, *costs, *metrics])
+    return pd.DataFrame(rows, columns=_FIELDS)
 
 
-def table(cells: pd.DataFrame, study: str) -> pd.DataFrame:
+def table(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     """Return mean and sample deviation over seeds of the mean over sets, beside the paper's number.
 
     Parameters
     ----------
     cells : DataFrame
-        Of one setting, from :func:`frame`.
-    study : {"table3", "table4"}
-        Which table.
+        From :func:`frame`.
+    grid : Grid
+        Their grid.
 
     Returns
     -------
     DataFrame
-        A row per column of the study and metric: ``column``, ``metric``, ``mean``, ``std`` (NaN for one seed),
-        ``seeds``, ``paper``. A seed counts where every set has it.
+        A row per column and metric: ``column``, ``metric``, ``mean``, ``std`` (NaN for one seed), ``seeds``, ``paper``
+        (NaN where it says nothing). A seed counts where every set has it.
     """
-    part = cells[cells["study"] == study]
-    sets = part["set"].nunique()
+    sets = cells["set"].nunique()
     rows = []
-    for column in COLUMNS[study]:
-        by_seed = part[part["column"] == column].groupby("seed")
+    for column in grid.columns:
+        by_seed = cells[cells["column"] == column].groupby("seed")
         whole = [seed for seed, group in by_seed if group["set"].nunique() == sets]
         for metric in METRICS:
             values = by_seed[metric].mean().reindex(whole)
             spread = values.std(ddof=1) if len(values) > 1 else np.nan
             mean = values.mean() if len(values) else np.nan
-            paper = PAPER[study][column][metric]
-            rows.append((column, metric, mean, spread, len(whole), paper))
+            rows.append((column, metric, mean, spread, len(whole), _paper(grid, column, metric)))
     return pd.DataFrame(rows, columns=["column", "metric", "mean", "std", "seeds", "paper"])
 
 
-def differences(cells: pd.DataFrame, study: str) -> pd.DataFrame:
-    """Return the differences of neighbouring columns, and of the last from the first, with 95 % intervals.
+def by_set(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:
+    """Return mean and sample deviation over seeds of metrics and costs, a row per set and column that has cells."""
+    rank = {name: i for i, name in enumerate(grid.columns)}
+    groups = cells.assign(rank=cells["column"].map(rank)).groupby(["set", "rank"], sort=True)
+    numbers = [*METRICS, *COSTS]
+    about = [groups[["column", "shape"]].first(), groups.size().rename("seeds")]
+    spread = groups[numbers].std(ddof=1).add_suffix("_std")
+    return pd.concat([*about, groups[numbers].mean(), spread], axis=1).reset_index().drop(columns="rank")
+
+
+def differences(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:
+    """Return the differences between columns that a grid names as its steps, with 95 % intervals.
 
     Pairs are those of one set and one seed; the interval is the paired bootstrap's over them.
 
@@ -80,18 +90,16 @@ def differences(cells: pd.DataFrame, study: str) -> pd.DataFrame:
     -------
     DataFrame
         ``before``, ``after``, ``metric``, ``difference`` (percentage points), ``low``, ``high``, ``pairs``, ``paper``
-        (the paper's difference) and ``verdict``.
+        (the paper's difference, NaN where it has none) and ``verdict``.
     """
-    part = cells[cells["study"] == study].set_index(["set", "seed"])
-    names = COLUMNS[study]
-    steps = [*pairwise(names), (names[0], names[-1])]
+    indexed = cells.set_index(["set", "seed"])
     rows = []
-    for before, after in steps:
-        first, second = (part[part["column"] == name] for name in (before, after))
+    for before, after in grid.steps:
+        first, second = (indexed[indexed["column"] == name] for name in (before, after))
         for metric in METRICS:
             pairs = (second[metric] - first[metric]).dropna().sort_index().to_numpy()
             low, high = interval(pairs)
-            claimed = PAPER[study][after][metric] - PAPER[study][before][metric]
+            claimed = _paper(grid, after, metric) - _paper(grid, before, metric)
             mean = pairs.mean() if len(pairs) else np.nan
             rows.append((before, after, metric, mean, low, high, len(pairs), claimed, verdict(low, high, claimed)))
     names = ["before", "after", "metric", "difference", "low", "high", "pairs", "paper", "verdict"]
@@ -107,14 +115,18 @@ def interval(pairs: np.ndarray, *, level: float = 0.95, seed: int = 0) -> tuple[
     return float(low), float(high)
 
 
-def verdict(low: float, high: float, claimed: float) -> str:
-    """Say whether an interval supports a claimed difference: it does if all of it is on the claimed side of 0."""
+def verdict(low: float, high: float, claimed: float = np.nan) -> str:
+    """Say whether an interval supports a claimed difference: it does if all of it is on the claimed side of 0.
+
+    Without a claim (NaN), say on which side it is.
+    """
     side = np.sign(low) if low * high > 0 else 0.0
-    if np.isnan(low) or not side or not claimed:
+    if np.isnan(low) or not side or claimed == 0:
         return "not distinguishable"
+    if np.isnan(claimed):
+        return "higher" if side > 0 else "lower"
     return "supported" if side == np.sign(claimed) else "contradicted"
 
 
-def study_names(cells: pd.DataFrame) -> list[str]:
-    """Return the studies that there are cells of."""
-    return [s for s in STUDIES if (cells["study"] == s).any()]
+def _paper(grid: Grid, column: str, metric: str) -> float:
+    return PAPER.get(grid.name, {}).get(column, {}).get(metric, np.nan)

@@ -16,15 +16,17 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from mlffn_lite.config import Config
-from mlffn_lite.studies.cell import METRICS, Cell
-from mlffn_lite.studies.grid import Place, open_places, plan, study_config, study_configs
+from mlffn_lite.labels import METRIC_LABELS
+from mlffn_lite.studies.cell import Cell, with_train
+from mlffn_lite.studies.grid import TABLES, Grid, Place, open_places, plan, study_config, table4
 from mlffn_lite.studies.run import run
 from mlffn_lite.studies.store import Store
 
 PATIENCE = 120.0
 # One thread; and a Ray that neither reports its use nor leaves a token in the user's folder.
 ALONE = {"OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_MODE": "disabled"}
-FAST = ["data.size=32", "model.width=8", "model.tem_levels=4", "model.ptfem_levels=2", "train.batch=4", "train.steps=2"]
+TEXTURE = ["texture.tem_levels=4", "texture.ptfem_levels=2"]
+FAST = ["data.size=32", "model.width=8", *TEXTURE, "train.batch=4", "train.steps=2"]
 # What is measured on the clock, or says where and when.
 VOLATILE = {"fit_seconds", "predict_ms", "peak_memory_mb", "gpu_memory_mb", "git_commit", "label"}
 
@@ -53,16 +55,23 @@ def places(parts: Path, base: Config) -> dict[str, Place]:
 
 
 @pytest.fixture(scope="session")
-def cells(places: dict[str, Place], base: Config) -> list[Cell]:
-    """The five arms of Table 4 on one set, one seed."""
-    return plan(["table4"], places, base, [0], "tiny", 1)
+def grid(base: Config) -> Grid:
+    return table4(base, "tiny")
 
 
 @pytest.fixture(scope="session")
-def undisturbed(cells: list[Cell], places: dict[str, Place], tmp_path_factory: pytest.TempPathFactory) -> Store:
+def cells(places: dict[str, Place], grid: Grid) -> list[Cell]:
+    """The five arms of Table 4 on one set, one seed."""
+    return plan([grid], places, [0])
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    cells: list[Cell], grid: Grid, places: dict[str, Place], tmp_path_factory: pytest.TempPathFactory
+) -> Store:
     """Those cells, run in this process from first to last. Tests read it, or copy it."""
     store = Store(tmp_path_factory.mktemp("studies") / "undisturbed")
-    store.remember(places)
+    store.remember([grid], places)
     assert run(cells, store, progress=False) == {}
     return store
 
@@ -86,10 +95,11 @@ def keep(undisturbed: Store, base: Config) -> Callable[..., Cell]:
     def write(
         store: Store, study: str, column: str, name: str, seed: int, *metrics: float | None, **other: Any
     ) -> Cell:
-        config = study_configs(study, base.replace(**other.pop("config", {})))[column]
-        config = config.replace(train={"seed": seed})
-        numbers = dict(zip(METRICS, metrics, strict=True))
-        record = {**template, "set": name, "seed": seed, "config": config.to_dict(), **numbers, **other}
+        grid = TABLES[study](base.replace(**other.pop("config", {})), "tiny")
+        store.remember([grid], {})
+        config = with_train(grid.columns[column], seed=seed)
+        numbers = dict(zip(METRIC_LABELS, metrics, strict=True))
+        record = {**template, "set": name, "seed": seed, "config": config, **numbers, **other}
         cell = Cell.of(record)
         store.write(cell, record)
         return cell
@@ -120,10 +130,6 @@ class Study:
             for p in self.seen.values()
             if p.is_running() and _of(p, psutil.Process.status, psutil.STATUS_ZOMBIE) != psutil.STATUS_ZOMBIE
         ]
-
-    def at_work(self) -> int:
-        """How many of them have begun a cell: they have a second thread, which watches the run."""
-        return sum(_of(p, psutil.Process.num_threads, 0) > 1 for p in self.family())
 
     def wait(self, condition: Callable[[], Any]) -> Any:
         """Wait until a condition holds, while the run goes on."""

@@ -10,17 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlffn_lite import registry
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.miniparts import CATEGORIES, miniparts_path
 from mlffn_lite.errors import ConfigError, DataError
 from mlffn_lite.studies import grid
-from mlffn_lite.studies.grid import ARMS, RATIOS, Place, arm_config, columns_of, plan, setting_of, study_configs
+from mlffn_lite.studies.grid import ARMS, RATIOS, Place, arm_config, compare, identity, plan, table3, table4, vary
 
 BASE = grid.study_config("tiny")
 PLACE = {"bolts": Place(Path("/data/bolts"), "f00", {}), "nuts": Place(Path("/data/nuts"), "f01", {})}
 
 
-@pytest.mark.parametrize("preset", ["tiny", "lite", "paper"])
+@pytest.mark.parametrize("preset", ["tiny", "small", "parts", "paper"])
 @pytest.mark.parametrize(
     ("arm", "expected"),
     [  # self-calibration, texture, score map, weights of score and consistency
@@ -35,42 +36,109 @@ def test_each_arm_is_the_one_before_and_its_component(preset: str, arm: str, exp
     config = arm_config(grid.study_config(preset), arm)
     model, loss = config.model, config.loss
     assert (model.self_calibration, model.texture, model.score, loss.score, loss.consistency) == expected
-    assert (config.pseudo.ratio, loss.feature, model.density) == (0.5, 1.0, 0.0)
+    assert (config.method, config.pseudo.ratio, loss.feature) == ("mlffn", 0.5, 1.0)
 
 
-def test_a_study_has_the_papers_generators_and_no_density() -> None:
-    lite = grid.study_config("lite")
-    assert lite.pseudo == Config().pseudo
-    assert lite.model.density == 0 < Config.preset("lite").model.density
-    small = grid.study_config("lite", small=True)
-    assert (small.data.size, small.train.steps) == (128, 160)
-    assert small == lite.replace(data={"size": 128}, train={"steps": 160})
+def test_a_study_has_the_papers_method_and_generators_and_one_small_budget() -> None:
+    assert grid.study_config("parts") == grid.study_config("small") == Config.preset("small")
+    assert Config.preset("small").pseudo == Config().pseudo
+    assert grid.study_config("parts", "compare") == Config.preset("parts")
+    small = grid.study_config("small", small=True)
+    assert small == Config.preset("small", **grid.SMALL["table4"]) == grid.study_config("small", "table3", small=True)
+    assert grid.study_config("parts", "compare", small=True) == Config.preset("parts", data={"size": 128})
 
 
 def test_the_columns_of_table_3_differ_in_the_ratio_alone() -> None:
-    configs = study_configs("table3", BASE)
-    assert list(configs) == ["0", "5", "25", "50", "75", "100"]
-    assert [c.pseudo.ratio for c in configs.values()] == list(RATIOS) == [0, 0.05, 0.25, 0.5, 0.75, 1]
-    assert {c.replace(pseudo={"ratio": 0.5}).to_toml() for c in configs.values()} == {configs["50"].to_toml()}
+    configs = [Config().replace(**c) for c in table3(BASE).columns.values()]
+    assert list(table3(BASE).columns) == ["0 %", "5 %", "25 %", "50 %", "75 %", "100 %"]
+    assert [c.pseudo.ratio for c in configs] == list(RATIOS) == [0, 0.05, 0.25, 0.5, 0.75, 1]
+    assert {c.replace(pseudo={"ratio": 0.5}).to_toml() for c in configs} == {configs[3].to_toml()}
 
 
 def test_half_and_half_is_the_full_arm_and_runs_once() -> None:
-    assert study_configs("table3", BASE)["50"] == study_configs("table4", BASE)["+consistency"]
-    both = plan(["table3", "table4"], PLACE, BASE, [0, 4], "x", 1)
+    tables = [table3(BASE), table4(BASE)]
+    assert tables[0].columns["50 %"] == tables[1].columns["+consistency"]
+    assert tables[0].setting == tables[1].setting
+    both = plan(tables, PLACE, [0, 4])
     assert len(both) == len({c.name for c in both}) == 2 * 2 * (6 + 5 - 1)
-    apart = [c.name for s in ("table3", "table4") for c in plan([s], PLACE, BASE, [0, 4], "x", 1)]
+    apart = [c.name for t in tables for c in plan([t], PLACE, [0, 4])]
     assert len(apart) == 2 * 2 * (6 + 5)
     assert {c.name for c in both} == set(apart)
+    assert [c.label for c in both[:10]] == [*tables[0].columns, *list(ARMS)[:-1]]
 
 
 def test_cells_come_seed_by_seed_with_all_that_they_need() -> None:
-    cells = plan(["table4"], PLACE, BASE, [3, 1], "tiny", 2)
+    cells = plan([table4(BASE, "tiny")], PLACE, [3, 1], 2)
     assert [c.seed for c in cells] == [3] * 10 + [1] * 10
     assert [Path(c.data).name for c in cells[:10]] == ["bolts"] * 5 + ["nuts"] * 5
-    assert [columns_of(c.config)["table4"] for c in cells[:5]] == list(ARMS)
+    assert [c.label for c in cells[:5]] == list(ARMS)
     first = cells[0]
-    assert (first.method, first.fingerprint, first.label, first.threads) == ("mlffn", "f00", "tiny", 2)
+    assert (first.method, first.fingerprint, first.threads) == ("mlffn", "f00", 2)
     assert Config().replace(**first.config) == arm_config(BASE, "baseline").replace(train={"seed": 3})
+
+
+def test_methods_side_by_side_share_one_configuration() -> None:
+    base = Config.preset("parts")
+    found = compare(base, registry.names("methods"), "parts")
+    assert list(found.columns) == ["mlffn", "density", "ensemble", "patchcore", "patchcore_fine", "padim"]
+    assert {identity({**c, "method": ""}) for c in found.columns.values()} == {
+        identity({**base.to_dict(), "method": ""})
+    }
+    assert found.steps == [(m, "mlffn") for m in registry.names("methods")[1:]]
+    assert [c.method for c in plan([found], PLACE, [0])][:6] == list(found.columns)
+
+
+@pytest.mark.parametrize("methods", [[], ["padim", "padim"]])
+def test_methods_must_be_named_once(methods: list[str]) -> None:
+    with pytest.raises(ConfigError, match="must name each method once; there are mlffn, density"):
+        compare(BASE, methods)
+
+
+def test_unknown_methods_are_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown method 'magic'; choose from mlffn, density"):
+        compare(BASE, ["padim", "magic"])
+    with pytest.raises(ConfigError, match="cannot import the method 'nowhere:Own'"):
+        vary(BASE, ["nowhere:Own"], ["loss.gamma=1,2"])
+
+
+def test_values_come_in_the_order_given() -> None:
+    found = vary(BASE, ["mlffn"], ["loss.gamma=2.5,5,1"], "tiny")
+    assert (found.name, found.label) == ("loss.gamma", "tiny")
+    assert list(found.columns) == ["loss.gamma=2.5", "loss.gamma=5", "loss.gamma=1"]
+    assert [c["loss"]["gamma"] for c in found.columns.values()] == [2.5, 5, 1]
+    assert found.steps == [("loss.gamma=2.5", "loss.gamma=5"), ("loss.gamma=5", "loss.gamma=1")]
+
+
+def test_several_keys_and_methods_are_their_product_and_only_neighbours_are_compared() -> None:
+    axes = ["density.strides=[8],[8,16]", "loss.pairing=random,mean"]
+    found = vary(BASE, ["mlffn", "padim"], axes)
+    assert found.name == "density.strides+loss.pairing"
+    assert len(found.columns) == 8
+    assert list(found.columns)[1] == "mlffn, density.strides=[8], loss.pairing=mean"
+    last = found.columns["padim, density.strides=[8,16], loss.pairing=mean"]
+    assert (last["method"], last["density"]["strides"], last["loss"]["pairing"]) == ("padim", [8, 16], "mean")
+    assert len(found.steps) == 12  # the edges of a cube
+    for before, after in found.steps:
+        assert sum(a != b for a, b in zip(before.split(", "), after.split(", "), strict=True)) == 1
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ([], "--vary must name each key once"),
+        (["loss.gamma=1", "loss.gamma=2"], "--vary must name each key once"),
+        (["loss.gamma"], "cannot vary 'loss.gamma'; write section.key=1,2,3"),
+        (["loss.gamma=1,1"], "each value once"),
+        (["method=padim,mlffn"], "methods, seeds and device are options"),
+        (["train.seed=1,2"], "methods, seeds and device are options"),
+        (["loss.gamma=1,1.0"], "loss.gamma=1 and loss.gamma=1.0 are the same configuration"),
+        (["loss.gama=1,2"], "loss.gama"),
+        (["loss.gamma=1,,2"], "loss.gamma"),
+    ],
+)
+def test_what_cannot_be_varied(axes: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        vary(BASE, ["mlffn"], axes)
 
 
 @pytest.mark.parametrize(
@@ -82,55 +150,29 @@ def test_cells_come_seed_by_seed_with_all_that_they_need() -> None:
         {"loss": {"score": 0.5}},
         {"model": {"score": "distance"}, "loss": {"score": 0.0, "consistency": 0.0}},
         {"pseudo": {"ratio": 0.3}},
-        {"train": {"seed": 7}},
+        {"method": "padim"},
     ],
 )
 def test_what_a_study_varies_cannot_be_set(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"vary .*take them out of --set"):
-        plan(["table4"], PLACE, BASE.replace(**change), [0], "x", 1)
+        table4(BASE.replace(**change))
 
 
-def test_unknown_names_are_refused() -> None:
+def test_what_every_column_has_cannot_be_set() -> None:
+    with pytest.raises(ConfigError, match=r"train\.seed is every column's; give --seeds"):
+        table3(BASE.replace(train={"seed": 7}))
     with pytest.raises(ConfigError, match=r"unknown arm '\+magic'; choose one of baseline, \+self_calibration"):
         arm_config(BASE, "+magic")
-    with pytest.raises(ConfigError, match="unknown study 'table5'; choose one of table3, table4"):
-        study_configs("table5", BASE)
-    with pytest.raises(ConfigError, match="unknown study 'table1'"):
-        plan(["table4", "table1"], PLACE, BASE, [0], "x", 1)
 
 
-def test_a_stored_configuration_tells_its_columns() -> None:
-    for study in grid.STUDIES:
-        for column, config in study_configs(study, BASE).items():
-            stored = config.replace(train={"seed": 9, "device": "mps"}).to_dict()
-            found = columns_of(stored)
-            assert found[study] == column
-            assert set(found) == ({"table3", "table4"} if column in ("50", "+consistency") else {study})
-    texture_alone = arm_config(BASE, "baseline").replace(model={"texture": True})
-    assert columns_of(texture_alone.to_dict()) == {}
-    assert columns_of(arm_config(BASE, "baseline").replace(pseudo={"ratio": 0.25}).to_dict()) == {}
-    assert columns_of(study_configs("table3", BASE)["5"].replace(pseudo={"ratio": 0.06}).to_dict()) == {}
-
-
-COLUMNS = [(s, c) for s in grid.STUDIES for c in study_configs(s, BASE)]
-
-
-@settings(max_examples=40)
-@given(
-    st.sampled_from(COLUMNS),
-    st.integers(0, 2**31 - 1),
-    st.sampled_from(["auto", "cpu", "cuda:1"]),
-    st.integers(32, 512),
-    st.integers(1, 10**6),
-)
-def test_a_setting_is_what_all_columns_seeds_and_devices_share(
-    column: tuple[str, str], seed: int, device: str, size: int, steps: int
-) -> None:
-    own = BASE.replace(data={"size": size}, train={"steps": steps})
-    config = study_configs(column[0], own)[column[1]].replace(train={"seed": seed, "device": device})
-    assert setting_of(config.to_dict()) == setting_of(arm_config(own, "baseline").to_dict())
-    other = config.replace(data={"size": size + 1})
-    assert setting_of(other.to_dict()) != setting_of(config.to_dict())
+@settings(max_examples=20)
+@given(st.integers(0, 2**31 - 1), st.sampled_from(["auto", "cpu", "cuda:1"]), st.integers(32, 512))
+def test_a_column_is_what_all_seeds_and_devices_share(seed: int, device: str, size: int) -> None:
+    config = BASE.replace(data={"size": size})
+    other = config.replace(train={"seed": seed, "device": device})
+    assert identity(config.to_dict()) == identity(other.to_dict())
+    assert identity(config.replace(data={"size": size + 1}).to_dict()) != identity(config.to_dict())
+    assert table4(config).setting == table4(config.replace(train={"device": device})).setting
 
 
 @pytest.mark.parametrize(
@@ -152,26 +194,25 @@ def test_a_list_of_seeds_is_read_as_written(seeds: list[int]) -> None:
 
 
 def test_the_bundled_sets_are_the_default() -> None:
-    assert grid.find_data(None, None) == [miniparts_path() / name for name in CATEGORIES]
-    assert grid.find_data(None, ["weave"]) == [miniparts_path() / "weave"]
+    assert grid.find_data([]) == [miniparts_path() / name for name in CATEGORIES]
+    assert grid.find_data([], ["weave"]) == [miniparts_path() / "weave"]
 
 
-def test_one_category_and_a_folder_of_them(parts: Path, tmp_path: Path) -> None:
+def test_categories_and_folders_of_them(parts: Path, tmp_path: Path) -> None:
     for name in ("nuts", "bolts", "notes"):
         (tmp_path / name / ("train" if name != "notes" else "")).mkdir(parents=True, exist_ok=True)
-    assert grid.find_data(parts, None) == [parts]
-    assert grid.find_data(tmp_path, None) == [tmp_path / "bolts", tmp_path / "nuts"]
-    assert grid.find_data(tmp_path, ["nuts", "bolts", "nuts"]) == [tmp_path / "nuts", tmp_path / "bolts"]
-    with pytest.raises(ConfigError, match=r"unknown category 'notes' in .*; there are bolts, nuts"):
-        grid.find_data(tmp_path, ["nuts", "notes"])
+    assert grid.find_data([parts]) == [parts]
+    assert grid.find_data([tmp_path]) == [tmp_path / "bolts", tmp_path / "nuts"]
+    assert grid.find_data([parts, tmp_path / "nuts"]) == [parts, tmp_path / "nuts"]
+    assert grid.find_data([tmp_path], ["nuts", "bolts", "nuts"]) == [tmp_path / "nuts", tmp_path / "bolts"]
+    with pytest.raises(ConfigError, match="unknown category 'notes'; there are bolts, nuts"):
+        grid.find_data([tmp_path], ["nuts", "notes"])
     with pytest.raises(ConfigError, match="--categories names none; there are bolts, nuts"):
-        grid.find_data(tmp_path, [])
-    with pytest.raises(ConfigError, match="is one category"):
-        grid.find_data(parts, ["good"])
+        grid.find_data([tmp_path], [])
     with pytest.raises(DataError, match="holds no category"):
-        grid.find_data(tmp_path / "nuts" / "train", None)
+        grid.find_data([tmp_path / "nuts" / "train"])
     with pytest.raises(DataError, match="does not exist or is not a folder"):
-        grid.find_data(tmp_path / "gone", None)
+        grid.find_data([parts, tmp_path / "gone"])
 
 
 def test_places_carry_what_identifies_the_data(parts: Path, tmp_path: Path) -> None:

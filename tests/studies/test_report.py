@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,19 +18,21 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
+from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.datasets.miniparts import miniparts_path
 from mlffn_lite.errors import StudyError
 from mlffn_lite.studies import plots, report
 from mlffn_lite.studies.cell import Cell
-from mlffn_lite.studies.grid import ARMS, arm_config, columns_of, study_config
+from mlffn_lite.studies.grid import ARMS, Grid, compare, identity, study_config, table3, table4
 from mlffn_lite.studies.paper import PAPER
-from mlffn_lite.studies.report import claims, latex, sentence, write_reports
-from mlffn_lite.studies.statistics import COLUMNS, differences, frame, table
-from mlffn_lite.studies.store import Store
+from mlffn_lite.studies.report import claims, latex, markdown_table, sentence, write_reports
+from mlffn_lite.studies.statistics import differences, frame, table
+from mlffn_lite.studies.store import Failure, Store
 
 Keep = Callable[..., Cell]
 SETS, SEEDS = ("nuts", "bolts"), (0, 1, 2)
+COLUMNS = {g.name: list(g.columns) for g in (table3(study_config("tiny")), table4(study_config("tiny")))}
 
 
 def fill(
@@ -41,7 +42,7 @@ def fill(
     rng = np.random.default_rng(len(sets))
     for study, columns in COLUMNS.items():
         for i, column in enumerate(columns):
-            if (study, column) == ("table3", "50"):
+            if (study, column) == ("table3", "50 %"):
                 continue  # the full arm
             gain = 0.01 * i if study == "table4" else (-0.3, -0.2, -0.15, 0, 0.07, -0.25)[i]
             for name in sets:
@@ -66,13 +67,18 @@ def place(filled: Store) -> Path:
     return place
 
 
-def cells_of(store: Store) -> pd.DataFrame:
-    return frame(store.records())
+def grid_of(store: Store, name: str) -> Grid:
+    (grid,) = (g for g in store.grids() if g.name == name)
+    return grid
+
+
+def cells_of(store: Store, name: str) -> pd.DataFrame:
+    return frame(store.records(), grid_of(store, name))
 
 
 def test_the_files(place: Path) -> None:
     assert {p.name for p in place.iterdir()} == {
-        *(f"table{n}.{kind}" for n in (3, 4) for kind in ("md", "csv", "tex")),
+        *(f"table{n}{sets}.{kind}" for n in (3, 4) for sets in ("", "_sets") for kind in ("md", "csv", "tex")),
         *("differences.csv", "claims.md", "report.html"),
         *("ratio.png", "ablation.png", "table3_sets.png", "table4_sets.png"),
     }
@@ -81,7 +87,8 @@ def test_the_files(place: Path) -> None:
 def test_a_second_report_is_the_same_to_the_byte(filled: Store, place: Path, tmp_path: Path) -> None:
     before = {p.name: p.read_bytes() for p in place.iterdir()}
     shuffled = Store(tmp_path / "study")
-    (shuffled.folder / "cells").mkdir(parents=True)
+    shutil.copytree(filled.folder / "grids", shuffled.folder / "grids")
+    (shuffled.folder / "cells").mkdir()
     for path in reversed(filled.paths()):
         shutil.copy(path, shuffled.folder / "cells")
     (again,) = write_reports(shuffled.folder, tmp_path / "elsewhere")
@@ -90,15 +97,13 @@ def test_a_second_report_is_the_same_to_the_byte(filled: Store, place: Path, tmp
 
 
 def test_the_numbers_of_the_csv(filled: Store, place: Path) -> None:
-    columns: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for record in filled.records():
-        for item in columns_of(record["config"]).items():
-            columns.setdefault(item, []).append(record)
     for study in COLUMNS:
+        grid = grid_of(filled, study)
         found = pd.read_csv(place / f"{study}.csv", dtype={"column": str})
         assert list(found["column"].unique()) == COLUMNS[study]
         for row in found.to_dict("records"):
-            cells = columns[study, row["column"]]
+            same = identity(grid.columns[row["column"]])
+            cells = [r for r in filled.records() if identity(r["config"]) == same]
             assert len(cells) == 6
             by_seed = [np.mean([100 * r[row["metric"]] for r in cells if r["seed"] == s]) for s in SEEDS]
             assert row["mean"] == pytest.approx(np.mean(by_seed), abs=1e-4)
@@ -120,7 +125,7 @@ def test_the_markdown_is_laid_out_as_the_paper(filled: Store, place: Path) -> No
     assert [row[1:5].count("✓") for row in rows[::2]] == [0, 1, 2, 3, 4]
     assert rows[1][-3:] == ["97.84", "97.37", "92.33"]
     assert rows[-1][-3:] == ["98.7", "97.9", "94.2"]
-    summary = table(cells_of(filled), "table4")
+    summary = table(cells_of(filled, "table4"), grid_of(filled, "table4"))
     first = summary[(summary["column"] == "baseline") & (summary["metric"] == "pro")].iloc[0]
     assert rows[0][-1] == f"{first['mean']:.1f} ± {first['std']:.1f}"
     assert re.search(r"tiny, 2 steps; bolts 32×32, nuts 32×32 px; seeds 0, 1, 2; cpu \(.*\), 1 thread", text)
@@ -134,13 +139,13 @@ def test_the_markdown_is_laid_out_as_the_paper(filled: Store, place: Path) -> No
 
 
 def test_the_latex_is_the_same_table(place: Path) -> None:
-    for study in COLUMNS:
+    for study in (*COLUMNS, "table3_sets", "table4_sets"):
         text = (place / f"{study}.tex").read_text()
         body = text[text.index(r"\toprule") : text.index(r"\bottomrule")]
         lines = [line.removesuffix(r" \\").split(" & ") for line in body.splitlines() if line.endswith(r" \\")]
         markdown = [row for row in rows_of((place / f"{study}.md").read_text()) if "---" not in row]
         plain = [[c.replace(r"\%", "%").replace(r"\_", "_").replace(r"$\pm$", "±") for c in line] for line in lines]
-        plain = [[c.replace(r"\checkmark", "✓") for c in line] for line in plain]
+        plain = [[c.replace(r"\checkmark", "✓").replace(r"$\times$", "×") for c in line] for line in plain]
         assert plain == markdown
         assert rf"\begin{{tabular}}{{l{'r' * (len(lines[0]) - 1)}}}" in text
         assert not re.search(r"(?<!\\)[%_&#]", re.sub(" & ", " ", text)), "a character that LaTeX reads as a command"
@@ -154,7 +159,14 @@ def test_what_latex_would_read_as_commands_is_escaped() -> None:
     text = latex(["a_b", "50 %"], [["x & y", "–"]], r"model.scales=[1], {#1} ~ $5 ^ \ x")
     assert r"a\_b & 50 \%" in text
     assert r"x \& y & -- \\" in text
-    assert r"\{\#1\} \textasciitilde{} \$5 \textasciicircum{} \textbackslash{} x" in text
+    (caption,) = (line for line in text.splitlines() if line.startswith(r"\caption{"))
+    assert r"\{\#1\}" in caption
+    assert r"\$5" in caption
+    assert re.search(r"\\textasciitilde.*\\textasciicircum.*\\textbackslash.* x}$", caption)
+
+
+def test_what_markdown_would_read_as_a_column_is_escaped() -> None:
+    assert markdown_table(["a", "b"], [["x|y", "1"]], text=1) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |"
 
 
 def test_claims_count_and_say_what_the_differences_say(filled: Store, place: Path) -> None:
@@ -162,7 +174,7 @@ def test_claims_count_and_say_what_the_differences_say(filled: Store, place: Pat
     steps = pd.read_csv(place / "differences.csv")
     assert list(steps["study"].value_counts()[["table3", "table4"]]) == [18, 15]
     for study in COLUMNS:
-        expected = differences(cells_of(filled), study)
+        expected = differences(cells_of(filled, study), grid_of(filled, study))
         mine = steps[steps["study"] == study].reset_index(drop=True)
         assert list(mine["verdict"]) == list(expected["verdict"])
         np.testing.assert_allclose(mine["difference"], expected["difference"], atol=6e-5)
@@ -196,14 +208,14 @@ def test_a_sentence(pairs: int, expected: str) -> None:
 def test_missing_cells_leave_gaps_and_are_said(filled: Store, tmp_path: Path) -> None:
     store = Store(shutil.copytree(filled.folder, tmp_path / "study", ignore=shutil.ignore_patterns("report")))
     for record in store.records():
-        columns = frame([record])["column"].tolist()
+        columns = frame([record], grid_of(store, "table4"))["column"].tolist()
         if columns == ["+stl"] or (columns == ["baseline"] and record["seed"] == 2 and record["set"] == "nuts"):
             store.path(Cell.of(record)).unlink()
     (place,) = write_reports(store.folder)
     text = (place / "table4.md").read_text()
     _, _, *rows = rows_of(text)
     assert rows[4][-3:] == ["–", "–", "–"]
-    assert "seeds 0, 1, 2, not all of them in every column;" in text
+    assert "seeds 0, 1, 2, not all of them in every row and column;" in text
     found = pd.read_csv(place / "table4.csv").set_index(["column", "metric"])["seeds"]
     assert (found["baseline", "pro"], found["+stl", "pro"], found["+consistency", "pro"]) == (2, 0, 3)
     said = (place / "claims.md").read_text()
@@ -220,12 +232,8 @@ def test_one_study_alone_and_sets_without_masks(keep: Keep, tmp_path: Path) -> N
             keep(store, "table4", column, "bolts", seed, 0.9, None, None)
     (place,) = write_reports(store.folder)
     names = {p.name for p in place.iterdir()}
-    assert names == {"table4.md", "table4.csv", "table4.tex", "differences.csv", "claims.md", "report.html"} | {
-        "ablation.png",
-        "table4_sets.png",
-    }
-    cells = frame(store.records())
-    for ax in drawn(plots.heat_table(cells, "table4")).axes:
+    assert {n for n in names if n.endswith((".html", ".png"))} == {"report.html", "ablation.png", "table4_sets.png"}
+    for ax in drawn(plots.heat_table(cells_of(store, "table4"), grid_of(store, "table4"))).axes:
         assert [t.get_text() for t in ax.get_yticklabels()] == ["bolts", "nuts"]
     for cell in list(store.paths()):
         if "nuts" in cell.name:
@@ -251,15 +259,47 @@ def test_several_settings_are_several_reports(keep: Keep, tmp_path: Path) -> Non
 def test_what_holds_no_study_is_refused(keep: Keep, undisturbed: Store, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="holds no finished cell"):
         write_reports(tmp_path / "gone")
-    store = Store(tmp_path / "study")
-    record = undisturbed.records()[0]
-    foreign = arm_config(study_config("tiny"), "baseline").replace(model={"texture": True}).to_dict()
-    changed = {**record, "config": foreign}
-    store.write(Cell.of(changed), changed)
-    with pytest.raises(StudyError, match="holds no cell of table3 or table4; run `mlffn study tables --out"):
+    store = Store(shutil.copytree(undisturbed.folder, tmp_path / "study"))
+    shutil.rmtree(store.folder / "grids")
+    with pytest.raises(StudyError, match=r"holds no cell of a grid .*; give its `mlffn study` command again"):
         write_reports(store.folder)
-    keep(store, "table4", "baseline", "nuts", 0, 0.9, 0.8, 0.7)
+    keep(store, "table4", "baseline", "nuts", 0, 0.9, 0.8, 0.7, config={"data": {"size": 64}})
     write_reports(store.folder)  # a foreign cell beside those of a study does not matter
+
+
+def test_methods_side_by_side(undisturbed: Store, base: Config, tmp_path: Path) -> None:
+    """A table of any other grid: no paper, costs by set, and what failed on the page."""
+    store, template = Store(tmp_path / "study"), undisturbed.records()[0]
+    grid = compare(base, ["mlffn", "padim"], "tiny")
+    store.remember([grid], {})
+    costs = {"fit_seconds": 2.0, "predict_ms": 3.5, "peak_memory_mb": 512}
+    for i, method in enumerate(grid.columns):
+        for seed in range(3):
+            for name in SETS:
+                config = {**grid.columns[method], "train": {**grid.columns[method]["train"], "seed": seed}}
+                numbers = {"image_auroc": 0.9 - 0.1 * i + 0.01 * seed, "pixel_auroc": 0.8, "pro": None}
+                record = {**template, "set": name, "seed": seed, "config": config, **numbers, **costs}
+                store.write(Cell.of(record), {**record, "method": method})
+    store.fail(Cell.of({**template, "set": "screws"}), Failure("no memory"))
+    (place,) = write_reports(store.folder)
+    assert {p.name for p in place.glob("*.png")} == {"compare.png", "compare_sets.png"}
+    assert rows_of((place / "compare.md").read_text()) == [
+        ["method", "image AUROC %", "pixel AUROC %", "PRO %"],
+        ["---", "---:", "---:", "---:"],
+        ["mlffn", "91.0 ± 1.0", "80.0 ± 0.0", "–"],
+        ["padim", "81.0 ± 1.0", "80.0 ± 0.0", "–"],
+    ]
+    head, _, *rows = rows_of((place / "compare_sets.md").read_text())
+    assert head[:4] + head[-3:] == ["set", "pixels", "method", "seeds", "fit s", "predict ms/image", "peak memory MB"]
+    assert [row[:4] for row in rows] == [[s, "32×32", m, "3"] for s in sorted(SETS) for m in ("mlffn", "padim")]
+    assert all(row[-3:] == ["2.0", "3.5", "512"] for row in rows)
+    said = (place / "claims.md").read_text()
+    assert "- padim → mlffn, image AUROC: +10.0 (95 % +10.0 to +10.0): **higher**." in said
+    assert "3 differences: 1 higher, 2 not distinguishable, 0 lower." in said
+    page = (place / "report.html").read_text()
+    assert "no memory" in page
+    assert "Methods side by side" in page
+    assert "paper:" not in said
 
 
 def test_merged_cells_of_different_data_under_one_name_are_refused(keep: Keep, tmp_path: Path) -> None:
@@ -309,7 +349,6 @@ def test_the_page_parses_and_holds_all(place: Path) -> None:
     assert "script" not in page.tags
     words = " ".join(page.words)
     for expected in (
-        "Tables 3 and 4",
         "Share of pseudo-anomalies (the paper's Table 3)",
         "Ablation (the paper's Table 4)",
         "What the data support",
@@ -320,8 +359,8 @@ def test_the_page_parses_and_holds_all(place: Path) -> None:
     ):
         assert expected in words
     assert str(place) not in text  # no path of this machine
-    assert page.tags.count("table") == 3
-    assert page.tags.count("tr") == 3 + 6 + 10 + 33
+    assert page.tags.count("table") == 5
+    assert page.tags.count("tr") == 5 + 6 + 10 + 2 * 6 + 2 * 5 + 33
 
 
 def drawn(figure: Figure) -> Figure:
@@ -329,12 +368,12 @@ def drawn(figure: Figure) -> Figure:
     return figure
 
 
-def figures(cells: pd.DataFrame) -> dict[str, Figure]:
+def figures(cells: Callable[[str], pd.DataFrame]) -> dict[str, Figure]:
+    tables = {g.name: g for g in (table3(study_config("tiny")), table4(study_config("tiny")))}
     return {
-        "ratio": plots.ratio_curve(cells),
-        "ablation": plots.ablation_dots(cells),
-        "table3": plots.heat_table(cells, "table3"),
-        "table4": plots.heat_table(cells, "table4"),
+        "ratio": plots.ratio_curve(cells("table3"), tables["table3"]),
+        "ablation": plots.dots(cells("table4"), tables["table4"]),
+        **{name: plots.heat_table(cells(name), grid) for name, grid in tables.items()},
     }
 
 
@@ -353,15 +392,16 @@ def test_figures_are_not_blank_and_say_what_they_show(place: Path) -> None:
 
 @pytest.mark.parametrize("sets", [("nuts", "bolts"), tuple(f"a_rather_long_name_{i}" for i in range(15))])
 def test_no_text_is_cut_or_covers_another(sets: tuple[str, ...]) -> None:
-    rows = [
-        (study, column, name, seed, 50 + 3.0 * i + seed, 70 + i, 60 + i)
-        for study, columns in COLUMNS.items()
-        for i, column in enumerate(columns)
-        for name in sets
-        for seed in (0, 1)
-    ]
-    head = ["study", "column", "set", "seed", "image_auroc", "pixel_auroc", "pro"]
-    for name, figure in figures(pd.DataFrame(rows, columns=head)).items():
+    def cells(study: str) -> pd.DataFrame:
+        rows = [
+            (column, name, seed, 50 + 3.0 * i + seed, 70 + i, 60 + i)
+            for i, column in enumerate(COLUMNS[study])
+            for name in sets
+            for seed in (0, 1)
+        ]
+        return pd.DataFrame(rows, columns=["column", "set", "seed", "image_auroc", "pixel_auroc", "pro"])
+
+    for name, figure in figures(cells).items():
         drawn(figure)
         width, height = figure.canvas.get_width_height()
         boxes = []
@@ -394,29 +434,30 @@ def line_of(ax: Axes, label: str) -> np.ndarray:
     return next(np.asarray(line.get_ydata(), float) for line in ax.lines if line.get_label() == label)
 
 
-def rows_for(cells: pd.DataFrame, study: str, metric: str) -> pd.DataFrame:
-    found = table(cells, study)
+def rows_for(store: Store, study: str, metric: str) -> pd.DataFrame:
+    found = table(cells_of(store, study), grid_of(store, study))
     return found[found["metric"] == metric]
 
 
 def test_figures_show_the_tables(filled: Store) -> None:
-    cells = cells_of(filled)
-    for ax, metric in zip(plots.ratio_curve(cells).axes, ("image_auroc", "pixel_auroc", "pro"), strict=True):
-        rows = rows_for(cells, "table3", metric)
+    metrics = ("image_auroc", "pixel_auroc", "pro")
+    shown = figures(lambda name: cells_of(filled, name))
+    for ax, metric in zip(shown["ratio"].axes, metrics, strict=True):
+        rows = rows_for(filled, "table3", metric)
         np.testing.assert_allclose(line_of(ax, "here, mean ± std over seeds"), rows["mean"])
         np.testing.assert_allclose(line_of(ax, "paper, MVTec AD"), rows["paper"])
         band = np.asarray(ax.collections[0].get_paths()[0].vertices)
         assert band[:, 1].min() == pytest.approx((rows["mean"] - rows["std"]).min())
         assert band[:, 1].max() == pytest.approx((rows["mean"] + rows["std"]).max())
-    for ax, metric in zip(plots.ablation_dots(cells).axes, ("image_auroc", "pixel_auroc", "pro"), strict=True):
-        rows = rows_for(cells, "table4", metric)
+    for ax, metric in zip(shown["ablation"].axes, metrics, strict=True):
+        rows = rows_for(filled, "table4", metric)
         np.testing.assert_allclose(line_of(ax, "mean here"), rows["mean"])
         assert len(ax.lines) == len(SETS) * len(SEEDS) + 2
         dots = np.mean([np.asarray(line.get_ydata(), float) for line in ax.lines[:6]], axis=0)
         np.testing.assert_allclose(dots, rows["mean"])
     for study, columns in COLUMNS.items():
-        for ax, metric in zip(plots.heat_table(cells, study).axes, ("image_auroc", "pixel_auroc", "pro"), strict=True):
-            part = cells[(cells["study"] == study) & (cells["set"] == "bolts")]
+        for ax, metric in zip(shown[study].axes, metrics, strict=True):
+            part = cells_of(filled, study).query("set == 'bolts'")
             means = [part[part["column"] == c][metric].mean() for c in columns]
             assert [t.get_text() for t in ax.texts[: len(columns)]] == [f"{m:.1f}" for m in means]
 
@@ -428,7 +469,7 @@ def test_numbers_in_a_heat_table_can_be_read(filled: Store) -> None:
         linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
         return float(linear @ [0.2126, 0.7152, 0.0722])
 
-    for ax in drawn(plots.heat_table(cells_of(filled), "table3")).axes:
+    for ax in drawn(plots.heat_table(cells_of(filled, "table3"), grid_of(filled, "table3"))).axes:
         mesh = ax.collections[0]
         for text, face in zip(ax.texts, np.asarray(mesh.get_facecolor()), strict=True):
             pair = sorted([luminance(face[:3]), luminance(np.array(to_rgb(text.get_color())))])
@@ -451,8 +492,8 @@ def test_bundled_sets_get_heatmaps_unless_they_have_changed(undisturbed: Store, 
         assert np.asarray(image.convert("L")).std() > 10
     assert not (write_reports(changed.folder)[0] / "maps_flange.png").exists()
     records = store.records()
-    assert [r["seed"] for r in plots.first_seed(records, "table4", "flange").values()] == [0, 0]
-    figure = plots.map_panel(records, "table4", "flange", miniparts_path() / "flange")
+    assert [r["seed"] for r in plots.first_seed(records, grid_of(store, "table4"), "flange").values()] == [0, 0]
+    figure = plots.map_panel(records, grid_of(store, "table4"), "flange", miniparts_path() / "flange")
     assert len(figure.axes) == 3 * (1 + 2)
     labels = [ax.get_ylabel().replace("\n", " ") for ax in figure.axes[::3]]
     assert labels == ["image", "baseline", "+ STLNet"]
@@ -461,6 +502,7 @@ def test_bundled_sets_get_heatmaps_unless_they_have_changed(undisturbed: Store, 
 
 
 def test_names_that_the_report_uses_exist() -> None:
-    assert list(report.TITLES) == list(COLUMNS) == list(PAPER)
+    assert list(report.TITLES) == [*COLUMNS, "compare"]
+    assert list(COLUMNS) == list(PAPER)
     assert list(plots.ARM_NAMES) == list(ARMS)
-    assert claims(pd.DataFrame({"study": [], "verdict": []})).startswith("# What the data support")
+    assert claims([]).startswith("# What the data support")

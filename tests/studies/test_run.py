@@ -20,10 +20,10 @@ from typing import Any
 
 import pytest
 
-from mlffn_lite.errors import ConfigError, MlffnError
+from mlffn_lite.errors import ConfigError, MlffnError, StudyError
 from mlffn_lite.studies.cell import Cell
-from mlffn_lite.studies.grid import Place, open_places, plan
-from mlffn_lite.studies.progress import Display, summary, title
+from mlffn_lite.studies.grid import Grid, Place, compare, open_places, plan
+from mlffn_lite.studies.report import write_reports
 from mlffn_lite.studies.run import Workers, attempt, run
 from mlffn_lite.studies.store import Failure, Store
 
@@ -41,10 +41,10 @@ ENDLESS = ["--set", "train.steps=10000000"]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"backend": "dask"}, "unknown backend 'dask'; choose one of local, joblib, ray"),
-        ({"backend": "joblib", "count": 0}, "--workers 0 must be at least 1"),
-        ({"backend": "local", "count": 2}, "--workers 2 needs --backend joblib or ray"),
-        ({"backend": "joblib", "gpus": 1.0}, "--gpus and --address are for --backend ray"),
+        ({"backend": "dask"}, "unknown backend 'dask'; choose one of local, processes, ray"),
+        ({"backend": "processes", "count": 0}, "--workers 0 must be at least 1"),
+        ({"backend": "local", "count": 2}, "--workers 2 needs --backend processes or ray"),
+        ({"backend": "processes", "gpus": 1.0}, "--gpus and --address are for --backend ray"),
         ({"backend": "local", "address": "auto"}, "--gpus and --address are for --backend ray"),
     ],
 )
@@ -74,11 +74,11 @@ def test_finished_cells_never_run_again(
 
 
 def test_a_failing_cell_stops_no_other_and_runs_again_next_time(
-    parts: Path, base: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    parts: Path, base: Any, grid: Grid, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     other = Path(shutil.copytree(parts, tmp_path / "other"))
     places = open_places([other, parts], base)
-    cells = [c for c in plan(["table4"], places, base, [0], "tiny", 1) if not c.config["model"]["self_calibration"]]
+    cells = [c for c in plan([grid], places, [0]) if c.label == "baseline"]
     assert [Path(c.data).name for c in cells] == ["other", "parts"]
     image = other / "test/good/000.png"
     content = image.read_bytes()
@@ -105,8 +105,7 @@ def test_a_failing_cell_stops_no_other_and_runs_again_next_time(
 
 
 def test_whatever_a_cell_raises_is_its_outcome(cells: list[Cell]) -> None:
-    same, outcome = attempt(dataclasses.replace(cells[0], threads=-1))
-    assert same.threads == -1
+    outcome = attempt(dataclasses.replace(cells[0], threads=-1))
     assert isinstance(outcome, Failure)
     assert outcome.reason.startswith("RuntimeError: ")
     assert "\n" not in outcome.reason
@@ -129,28 +128,83 @@ def test_a_store_that_cannot_be_written_stops_the_run_and_frees_its_cells(
 
 def test_a_folder_where_no_cell_can_be_claimed_stops_the_run(cells: list[Cell], tmp_path: Path) -> None:
     (tmp_path / "locks").write_text("in the way")
-    for workers in (Workers(), Workers("joblib", 2)):
+    for workers in (Workers(), Workers("processes", 2)):
         with pytest.raises(MlffnError, match=r"cannot write .*locks"):
             run(cells, Store(tmp_path), workers, progress=False)
 
 
+OWN = """
+import os, signal, torch
+from mlffn_lite.detector import AnomalyDetector
+from mlffn_lite.features import FeatureDetector, FeatureParameters
+
+class Far(FeatureDetector):
+    memory = ("mean",)
+
+    def __init__(self, config, parameters=FeatureParameters()):
+        super().__init__(config, parameters)
+
+    def _learn(self, features, images):
+        self.mean = sum(f.mean((0, 2, 3)) * len(f) for f in features) / images
+
+    def _distances(self, features):
+        return (features - self.mean[:, None, None]).norm(dim=1)
+
+class Deadly(AnomalyDetector):
+    def fit(self, *arguments, **options):
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A module of one's own beside one's script."""
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside/own_methods.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path / "beside")
+    return "own_methods"
+
+
 @pytest.mark.slow
-def test_processes_give_the_same_bits_and_a_cell_that_kills_them_takes_no_other_along(
-    undisturbed: Store, cells: list[Cell], results: Results, tmp_path: Path
+def test_a_method_of_ones_own_stands_in_one_table_and_one_that_kills_its_process_takes_no_other_along(
+    undisturbed: Store,
+    cells: list[Cell],
+    results: Results,
+    places: dict[str, Place],
+    base: Any,
+    own: str,
+    tmp_path: Path,
 ) -> None:
-    class Deadly:
-        """Kills the process that unpickles it, as the kernel does for want of memory."""
-
-        def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
-            return signal.raise_signal, (signal.SIGKILL,)
-
-    deadly = dataclasses.replace(cells[0], fingerprint="none", label=Deadly())  # type: ignore[arg-type]
-    store = Store(tmp_path)
-    failures = run([deadly, *cells], store, Workers("joblib", 2), progress=False)
-    name = deadly.name.removesuffix(".json")
+    grid = compare(base, [f"{own}:Far", "padim", f"{own}:Deadly"], "tiny")
+    store = Store(tmp_path / "store")
+    store.remember([grid], places)
+    planned = [*plan([grid], places, [0]), *cells]
+    failures = run(planned, store, Workers("processes", 2), progress=False)
+    name = planned[2].name.removesuffix(".json")
+    assert name.startswith("parts-Deadly-seed0-")
     assert failures == store.failures() == {name: "a process died 3 times while it ran, perhaps for want of memory"}
-    assert results(store) == results(undisturbed)
-    assert store.under_way() == []
+    assert (store.under_way(), list(tmp_path.glob("store/locks/*.tries"))) == ([], [])
+    assert results(undisturbed).items() <= results(store).items()  # the same bits as in this process
+    (place,) = write_reports(store.folder)
+    table = (place / "compare.md").read_text()
+    assert f"| {own}:Far | " in table
+    assert "| padim | " in table
+    assert f"| {own}:Deadly | – | – | – |" in table
+
+
+def test_processes_that_cannot_even_start_are_one_clear_error(
+    cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", shutil.which("false"))
+    with pytest.raises(StudyError, match="no process can run cells: they say nothing"):
+        run(cells, Store(tmp_path), Workers("processes", 1), progress=False)
+
+
+@pytest.mark.slow
+def test_a_new_process_for_every_cell(cells: list[Cell], tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert run(cells[:2], store, Workers("processes", 1, fresh=True), progress=False) == {}
+    assert len(store.paths()) == 2
 
 
 @pytest.mark.slow
@@ -158,7 +212,7 @@ def test_killed_half_way_and_resumed_equals_undisturbed(
     undisturbed: Store, cells: list[Cell], results: Results, options: list[str], study: Start, tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "store")
-    first = study("table4", *options, "--backend", "joblib", "--workers", 2, "--out", store.folder)
+    first = study("table4", *options, "--workers", 2, "--out", store.folder)
     first.wait(store.paths)
     first.kill()
     kept = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in store.paths()}
@@ -166,6 +220,7 @@ def test_killed_half_way_and_resumed_equals_undisturbed(
     assert first.process.returncode == -signal.SIGKILL
     for worker in first.family():  # they notice, and do not linger
         worker.wait(120)
+    assert not any(map(store.tries, cells))  # nor did they die of their cells
     assert store.under_way() == []
     assert store.failures() == {}
     assert results(store).items() <= results(undisturbed).items()
@@ -177,16 +232,21 @@ def test_killed_half_way_and_resumed_equals_undisturbed(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("words", [["table4", "--backend", "local"], ["compare", "--methods", "padim,patchcore,mlffn"]])
 def test_two_runs_share_a_folder_and_no_cell_runs_twice(
-    undisturbed: Store, cells: list[Cell], results: Results, options: list[str], study: Start, tmp_path: Path
+    words: list[str], options: list[str], study: Start, tmp_path: Path
 ) -> None:
     store = Store(tmp_path / "store")
-    both = [study("table4", *options, "--backend", "local", "--out", store.folder) for _ in range(2)]
+    both = [study(*words, *options, "--out", store.folder, "--workers", 1) for _ in range(2)]
+    written = Counter[tuple[str, int]]()
+    while any(one.process.poll() is None for one in both):
+        written |= Counter((p.name, p.stat().st_mtime_ns) for p in store.paths())
+        time.sleep(0.01)
     assert [one.end() for one in both] == [0, 0], [one.text() for one in both]
-    ran = Counter(name for one in both for name in re.findall(r"^\[\d/5\] (.*): ", one.text(), re.MULTILINE))
-    assert ran == {title(c): 1 for c in cells}
-    assert all("5 of 5 cells are in" in one.text() for one in both)
-    assert results(store) == results(undisturbed)
+    count = 5 if words[0] == "table4" else 3
+    assert len({name for name, _ in written}) == len(written) == count  # no file was written a second time
+    assert all(f"{count} of {count} cells are in" in one.text() for one in both)
+    assert (store.under_way(), store.failures()) == ([], {})
 
 
 def test_a_cell_of_a_run_that_dies_is_taken_over_by_the_one_that_waits(cells: list[Cell], tmp_path: Path) -> None:
@@ -211,70 +271,44 @@ def test_a_cell_of_a_run_that_dies_is_taken_over_by_the_one_that_waits(cells: li
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["local", "joblib"])
+@pytest.mark.parametrize("backend", ["local", "processes"])
 def test_ctrl_c_says_how_to_go_on(
-    backend: str, undisturbed: Store, cells: list[Cell], options: list[str], study: Start, tmp_path: Path
+    backend: str, cells: list[Cell], options: list[str], study: Start, tmp_path: Path
 ) -> None:
-    """A terminal sends it to the whole group: to the workers too."""
+    """A terminal sends it to the whole group. Nobody has died: no try is counted."""
     store = Store(tmp_path / "store")
-    workers = 2 if backend == "joblib" else 1
+    workers = 2 if backend == "processes" else 1
     one = study("table4", *options, *ENDLESS, "--backend", backend, "--workers", workers, "--out", store.folder)
     one.wait(lambda: len(store.under_way()) == workers)
-    one.wait(lambda: backend == "local" or one.at_work() == workers)  # joblib itself prints of one still starting
+    one.wait(lambda: len(list(store.folder.glob("locks/*.tries"))) == workers)
+    family = one.family()
     with contextlib.suppress(ProcessLookupError):
         os.killpg(one.process.pid, signal.SIGINT)
     assert one.end() == 130, one.text()
     assert f"Stopped; 0 of 5 cells are in {store.folder}; go on with the same command." in one.text()
     assert "Traceback" not in one.text()
-    for worker in one.family():
-        worker.wait(120)
+    assert len(family) == (2 if backend == "processes" else 0)
+    assert not one.family()
     assert (store.paths(), store.under_way(), store.failures()) == ([], [], {})
+    assert not any(map(store.tries, cells))
 
 
-def test_a_line_per_cell_where_there_is_no_terminal(
-    undisturbed: Store, cells: list[Cell], capsys: pytest.CaptureFixture[str]
+def test_one_live_line_in_a_terminal_and_a_line_per_cell_elsewhere(
+    undisturbed: Store, cells: list[Cell], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
-    records = {Cell.of(r).name: r for r in undisturbed.records()}
-    with Display(5) as display:
-        display.left(4)
-        for cell in cells[:2]:
-            display.started(cell)
-        display.finished(cells[1], records[cells[1].name])
-        display.finished(cells[0], Failure("no [memory]"))
-    first, second = capsys.readouterr().err.splitlines()
-    metrics = [100 * records[cells[1].name][k] for k in ("image_auroc", "pixel_auroc", "pro")]
-    assert first.startswith("[2/5] parts +self_calibration seed 0: " + " / ".join(f"{m:.1f}" for m in metrics))
-    assert second == "[3/5] parts baseline seed 0: no [memory]"
-    with Display(5, enabled=False) as display:
-        display.finished(cells[1], records[cells[1].name])
-    assert capsys.readouterr().err == ""
-
-
-def test_one_live_line_in_a_terminal(
-    undisturbed: Store, cells: list[Cell], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in {"FORCE_COLOR": "1", "TERM": "xterm-256color", "COLUMNS": "150"}.items():
-        monkeypatch.setenv(name, value)
-    records = {Cell.of(r).name: r for r in undisturbed.records()}
-    with Display(5) as display:
-        display.left(5)
-        for cell in cells[:3]:
-            display.started(cell)
-        display.finished(cells[0], Failure("no [memory]"))
-        display.finished(cells[1], records[cells[1].name])
-        display._bar.refresh()
-    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
-    last = text.strip().splitlines()[-1]
-    assert "2/5 cells" in last
-    assert "1 running, 1 failed, left" in last
-    assert f"· parts +self_calibration seed 0: {summary(records[cells[1].name])}" in last
-    assert re.search(r"left +\d:\d\d:\d\d|left +-:--:--", last)
-
-
-def test_cells_have_names_for_people(places: dict[str, Place], base: Any) -> None:
-    names = [title(c) for c in plan(["table3"], places, base, [3], "x", 1)]
-    assert names[1] == "parts 5 % seed 3"
-    assert names[3] == "parts +consistency seed 3"  # the same cell as the 50 % of Table 3
-    other = dataclasses.replace(plan(["table4"], places, base, [0], "x", 1)[0], method="padim")
-    config = {**other.config, "model": {**other.config["model"], "texture": True}}
-    assert title(dataclasses.replace(other, config=config)) == "parts padim seed 0"
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        store = Store(shutil.copytree(undisturbed.folder, tmp_path / str(terminal)))
+        store.path(cells[1]).unlink()
+        assert run(cells, store) == {}
+        text = capsys.readouterr().err
+        (record,) = (r for r in store.records() if Cell.of(r).name == cells[1].name)
+        metrics = " / ".join(f"{100 * record[k]:.1f}" for k in ("image_auroc", "pixel_auroc", "pro"))
+        line = f"parts +self_calibration seed 0: {metrics} ({record['fit_seconds']:.0f} s)"
+        if terminal:
+            assert "5/5" in text.split("\r")[-1]
+            assert line in text.split("\r")[-1]
+        else:
+            assert text == f"[5/5] {line}\n"
+        assert run(cells, store, progress=False) == {}
+        assert capsys.readouterr().err == ""

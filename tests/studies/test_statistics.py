@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mlffn_lite.studies import statistics
-from mlffn_lite.studies.grid import ARMS
-from mlffn_lite.studies.paper import PAPER, TRAIN_IMAGES
-from mlffn_lite.studies.statistics import COLUMNS, differences, frame, interval, study_names, table, verdict
+from mlffn_lite.studies.grid import ARMS, Grid, study_config, table3, table4
+from mlffn_lite.studies.paper import PAPER
+from mlffn_lite.studies.statistics import by_set, differences, frame, interval, table, verdict
 from mlffn_lite.studies.store import Store
 
 Cells = Callable[..., Any]
+TABLE3, TABLE4 = table3(study_config("tiny")), table4(study_config("tiny"))
 finite = st.floats(-50, 50).map(lambda x: round(x, 3))
 
 
-def cells_of(rows: Sequence[tuple[str, str, str, int, float]]) -> pd.DataFrame:
-    """Cells (study, column, set, seed, image AUROC); the other metrics are 10 and 20 points lower."""
-    head = ["study", "column", "set", "seed", "image_auroc"]
+def cells_of(rows: Sequence[tuple[str, str, int, float]]) -> pd.DataFrame:
+    """Cells (column, set, seed, image AUROC); the other metrics are 10 and 20 points lower."""
+    head = ["column", "set", "seed", "image_auroc"]
     return pd.DataFrame(rows, columns=head).assign(
         pixel_auroc=lambda t: t["image_auroc"] - 10, pro=lambda t: t["image_auroc"] - 20
     )
@@ -34,23 +35,22 @@ def cells_of(rows: Sequence[tuple[str, str, str, int, float]]) -> pd.DataFrame:
 
 BY_HAND = cells_of(
     [
-        ("table4", "baseline", "nuts", 0, 90.0),
-        ("table4", "baseline", "nuts", 1, 92.0),
-        ("table4", "baseline", "nuts", 2, 97.0),
-        ("table4", "baseline", "bolts", 0, 80.0),
-        ("table4", "baseline", "bolts", 1, 84.0),
-        ("table4", "baseline", "bolts", 2, 85.0),
-        ("table4", "+self_calibration", "nuts", 0, 91.0),
-        ("table4", "+self_calibration", "nuts", 1, 95.0),
-        ("table4", "+self_calibration", "nuts", 2, 96.0),
-        ("table4", "+self_calibration", "bolts", 0, 86.0),
-        ("table4", "+self_calibration", "bolts", 1, 83.0),
-        ("table4", "+self_calibration", "bolts", 2, 89.0),
-        ("table4", "+stl", "nuts", 0, 91.0),
-        ("table4", "+stl", "bolts", 0, 80.0),
-        ("table4", "+stl", "bolts", 1, 99.0),
-        ("table4", "+consistency", "nuts", 5, 70.0),
-        ("table3", "50", "nuts", 5, 70.0),
+        ("baseline", "nuts", 0, 90.0),
+        ("baseline", "nuts", 1, 92.0),
+        ("baseline", "nuts", 2, 97.0),
+        ("baseline", "bolts", 0, 80.0),
+        ("baseline", "bolts", 1, 84.0),
+        ("baseline", "bolts", 2, 85.0),
+        ("+self_calibration", "nuts", 0, 91.0),
+        ("+self_calibration", "nuts", 1, 95.0),
+        ("+self_calibration", "nuts", 2, 96.0),
+        ("+self_calibration", "bolts", 0, 86.0),
+        ("+self_calibration", "bolts", 1, 83.0),
+        ("+self_calibration", "bolts", 2, 89.0),
+        ("+stl", "nuts", 0, 91.0),
+        ("+stl", "bolts", 0, 80.0),
+        ("+stl", "bolts", 1, 99.0),
+        ("+consistency", "nuts", 5, 70.0),
     ]
 )
 
@@ -63,7 +63,7 @@ def row_of(found: pd.DataFrame, **where: Any) -> dict[str, Any]:
 
 
 def test_a_table_by_hand() -> None:
-    found = table(BY_HAND, "table4")
+    found = table(BY_HAND, TABLE4)
     assert list(found["column"]) == [c for c in ARMS for _ in range(3)]
     # Means over sets by seed: 85, 88, 91; 88.5, 89, 92.5; and for +stl only seed 0 is whole: 85.5.
     first = row_of(found, column="baseline", metric="image_auroc")
@@ -79,11 +79,10 @@ def test_a_table_by_hand() -> None:
         assert missing["seeds"] == 0
         assert math.isnan(missing["mean"])
         assert math.isnan(missing["std"])
-    assert row_of(table(BY_HAND, "table3"), column="50", metric="pro")["mean"] == 50.0
 
 
 def test_differences_by_hand() -> None:
-    found = differences(BY_HAND, "table4")
+    found = differences(BY_HAND, TABLE4)
     assert [(b, a) for b, a in zip(found["before"], found["after"], strict=True)][::3] == [
         ("baseline", "+self_calibration"),
         ("+self_calibration", "+stl"),
@@ -109,17 +108,17 @@ def test_differences_by_hand() -> None:
 def test_undefined_metrics_make_no_pair() -> None:
     cells = BY_HAND.assign(pro=np.nan)
     cells.loc[(cells["set"] == "bolts") & (cells["seed"] == 1), "image_auroc"] = np.nan
-    found = differences(cells, "table4")
+    found = differences(cells, TABLE4)
     assert row_of(found, before="baseline", after="+self_calibration", metric="pro")["pairs"] == 0
     assert row_of(found, before="baseline", after="+self_calibration", metric="image_auroc")["pairs"] == 5
-    assert row_of(table(cells, "table4"), column="baseline", metric="pro")["seeds"] == 3
-    assert math.isnan(row_of(table(cells, "table4"), column="baseline", metric="pro")["mean"])
+    assert row_of(table(cells, TABLE4), column="baseline", metric="pro")["seeds"] == 3
+    assert math.isnan(row_of(table(cells, TABLE4), column="baseline", metric="pro")["mean"])
 
 
 def test_the_order_of_the_cells_does_not_matter() -> None:
     shuffled = BY_HAND.sample(frac=1, random_state=3)
-    pd.testing.assert_frame_equal(table(shuffled, "table4"), table(BY_HAND, "table4"))
-    pd.testing.assert_frame_equal(differences(shuffled, "table4"), differences(BY_HAND, "table4"))
+    pd.testing.assert_frame_equal(table(shuffled, TABLE4), table(BY_HAND, TABLE4))
+    pd.testing.assert_frame_equal(differences(shuffled, TABLE4), differences(BY_HAND, TABLE4))
 
 
 @pytest.mark.parametrize("count", [6, 9, 27])
@@ -201,6 +200,10 @@ def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
         (0.1, 0.5, 0.0, "not distinguishable"),
         (math.nan, math.nan, 0.3, "not distinguishable"),
         (0.0, 0.0, -0.3, "not distinguishable"),
+        (0.1, 0.5, math.nan, "higher"),
+        (-0.5, -0.1, math.nan, "lower"),
+        (-0.5, 0.1, math.nan, "not distinguishable"),
+        (math.nan, math.nan, math.nan, "not distinguishable"),
     ],
 )
 def test_verdicts(low: float, high: float, claimed: float, expected: str) -> None:
@@ -223,12 +226,12 @@ def test_a_verdict_turns_with_the_signs(bounds: list[float], claimed: float) -> 
 @settings(max_examples=30)
 @given(st.lists(st.tuples(finite, finite), min_size=6, max_size=12), st.booleans())
 def test_what_is_one_sided_decides(values: list[tuple[float, float]], better: bool) -> None:
-    rows: list[tuple[str, str, str, int, float]] = []
+    rows: list[tuple[str, str, int, float]] = []
     for seed, (start, step) in enumerate(values):
         change = (1 + abs(step)) * (1 if better else -1)
-        rows += [("table3", "0", "nuts", seed, start), ("table3", "5", "nuts", seed, start + change)]
-    found = differences(cells_of(rows), "table3")
-    first = row_of(found, before="0", after="5", metric="pro")
+        rows += [("0 %", "nuts", seed, start), ("5 %", "nuts", seed, start + change)]
+    found = differences(cells_of(rows), TABLE3)
+    first = row_of(found, before="0 %", after="5 %", metric="pro")
     assert first["verdict"] == ("supported" if better else "contradicted")  # in the paper: +58.1
 
 
@@ -240,10 +243,8 @@ def test_what_is_one_sided_decides(values: list[tuple[float, float]], better: bo
 )
 def test_a_table_is_the_plain_computation(values: list[list[float]]) -> None:
     """``values`` is by seed and set."""
-    rows = [
-        ("table3", "25", f"set{j}", seed, value) for seed, line in enumerate(values) for j, value in enumerate(line)
-    ]
-    found = row_of(table(cells_of(rows), "table3"), column="25", metric="image_auroc")
+    rows = [("25 %", f"set{j}", seed, value) for seed, line in enumerate(values) for j, value in enumerate(line)]
+    found = row_of(table(cells_of(rows), TABLE3), column="25 %", metric="image_auroc")
     means = [sum(line) / len(line) for line in values]
     mean = sum(means) / len(means)
     assert found["mean"] == pytest.approx(mean, abs=1e-9)
@@ -255,34 +256,68 @@ def test_a_table_is_the_plain_computation(values: list[list[float]]) -> None:
         assert found["std"] == pytest.approx(math.sqrt(variance), abs=1e-7)
 
 
-def test_a_frame_has_a_row_per_cell_and_study(tmp_path: Path, keep: Cells) -> None:
+def test_a_frame_has_a_row_per_cell_of_its_grid(tmp_path: Path, keep: Cells) -> None:
     store = Store(tmp_path)
     keep(store, "table4", "baseline", "nuts", 1, 0.5, 0.75, None)
     keep(store, "table4", "+consistency", "nuts", 2, 0.5, 0.75, 0.25)
-    keep(store, "table3", "5", "bolts", 2, 0.5, 0.75, 0.25, config={"data": {"size": 64}})
-    found = frame(store.records())
-    assert len(found) == 4  # the cell that both tables share has a row in each
-    assert sorted(zip(found["study"], found["column"], found["set"], found["seed"], strict=True)) == [
-        ("table3", "5", "bolts", 2),
-        ("table3", "50", "nuts", 2),
-        ("table4", "+consistency", "nuts", 2),
-        ("table4", "baseline", "nuts", 1),
+    keep(store, "table3", "5 %", "bolts", 2, 0.5, 0.75, 0.25, config={"data": {"size": 64}})
+    grids = {(g.name, g.base["data"]["size"]): g for g in store.grids()}
+    assert grids.keys() == {("table4", 32), ("table3", 64)}
+    found = frame(store.records(), grids["table4", 32])
+    assert sorted(zip(found["column"], found["set"], found["seed"], strict=True)) == [
+        ("+consistency", "nuts", 2),
+        ("baseline", "nuts", 1),
     ]
     first = row_of(found, column="baseline")
     assert (first["image_auroc"], first["pixel_auroc"], first["steps"], first["shape"]) == (50.0, 75.0, 2, "32×32")
     assert math.isnan(first["pro"])
-    assert found["setting"].nunique() == 2
-    assert found.loc[found["set"] == "nuts", "setting"].nunique() == 1
-    assert study_names(found) == ["table3", "table4"]
-    assert study_names(found[found["study"] == "table4"]) == ["table4"]
-    assert frame([]).empty
+    (other,) = frame(store.records(), grids["table3", 64]).to_dict("records")
+    assert (other["column"], other["set"]) == ("5 %", "bolts")
+    assert frame([], TABLE4).empty
+
+
+def test_a_table_by_set_has_means_deviations_and_costs() -> None:
+    costs: dict[str, Any] = {
+        "fit_seconds": 2.0,
+        "predict_ms": 3.0,
+        "peak_memory_mb": 500,
+        "gpu_memory_mb": math.nan,
+        "shape": "8×8",
+    }
+    cells = BY_HAND.assign(**costs)
+    cells.loc[cells["seed"] == 1, "fit_seconds"] = 5.0
+    found = by_set(cells, TABLE4)
+    assert list(zip(found["set"], found["column"], found["seeds"], strict=True)) == [
+        ("bolts", "baseline", 3),
+        ("bolts", "+self_calibration", 3),
+        ("bolts", "+stl", 2),
+        ("nuts", "baseline", 3),
+        ("nuts", "+self_calibration", 3),
+        ("nuts", "+stl", 1),
+        ("nuts", "+consistency", 1),
+    ]
+    first = row_of(found, set="nuts", column="baseline")
+    assert (first["image_auroc"], first["fit_seconds"], first["predict_ms"]) == (93.0, 3.0, 3.0)
+    assert first["image_auroc_std"] == pytest.approx(math.sqrt((9 + 1 + 16) / 2))
+    assert math.isnan(row_of(found, set="nuts", column="+stl")["pro_std"])
+
+
+def test_a_grid_without_the_papers_numbers_says_which_side() -> None:
+    grid = Grid("compare", "", TABLE4.base, TABLE4.columns, [("baseline", "+self_calibration")])
+    rows = [("baseline", "nuts", seed, 90.0 + seed) for seed in range(6)]
+    rows += [("+self_calibration", "nuts", seed, 80.0 + 2 * seed) for seed in range(6)]
+    found = differences(cells_of(rows), grid)
+    assert set(found["verdict"]) == {"lower"}
+    assert found["paper"].isna().all()
+    assert table(cells_of(rows), grid)["paper"].isna().all()
 
 
 def test_the_papers_numbers_are_there_for_every_column() -> None:
-    assert {study: list(columns) for study, columns in PAPER.items()} == COLUMNS
+    assert {name: list(columns) for name, columns in PAPER.items()} == {
+        grid.name: list(grid.columns) for grid in (TABLE3, TABLE4)
+    }
     for columns in PAPER.values():
         for numbers in columns.values():
             assert list(numbers) == ["image_auroc", "pixel_auroc", "pro"]
             assert all(0 < v < 100 for v in numbers.values())
-    assert PAPER["table3"]["50"] == PAPER["table4"]["+consistency"]  # the cell that both share
-    assert (len(TRAIN_IMAGES), sum(TRAIN_IMAGES.values())) == (15, 3629)  # as Bergmann et al. count them
+    assert PAPER["table3"]["50 %"] == PAPER["table4"]["+consistency"]  # the cell that both share

@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mlffn_lite.config import Config
 from mlffn_lite.errors import MlffnError, StudyError
 from mlffn_lite.studies.cell import NUMERICS, Cell
-from mlffn_lite.studies.grid import Place, open_places
+from mlffn_lite.studies.grid import Place, compare, open_places, table4
 from mlffn_lite.studies.store import FAILED, Failure, Store
 
 HOLD = """
@@ -71,6 +72,11 @@ def test_a_failure_is_kept_until_the_cell_succeeds(store: Store, cells: list[Cel
     store.fail(cell, Failure("no memory", "Traceback"))
     assert store.failures() == {name: "no memory"}
     assert not store.done(cell)
+    assert store.settled(cell)
+    assert store.claim(cell) is None
+    store.retry([cell, *cells])
+    assert not store.settled(cell)
+    assert all(map(store.done, cells))
     assert len(store.records()) == len(cells)
     store.fail(cell, Failure("again"))
     assert store.failures() == {name: "again"}
@@ -187,9 +193,9 @@ def test_a_file_cut_anywhere_is_named(undisturbed: Store, tmp_path_factory: pyte
         b"null",
         b"3",
         b'"text"',
-        b'{"numerics": "0.1.0"}',
+        b'{"numerics": "0.2.0"}',
         b'{"versions": null}',
-        b'{"versions": {"mlffn_lite": "0.1.0"}, "config": []}',
+        b'{"numerics": "0.2.0", "config": []}',
         b"\xff\xfe\x00not text",
         b'{"name": "package", "version": "1.0"}',
     ],
@@ -214,7 +220,7 @@ def test_a_record_that_is_not_that_of_its_name_is_refused(store: Store) -> None:
     with pytest.raises(StudyError, match=r"renamed.* is damaged or foreign"):
         store.records()
     path.with_name("renamed-mlffn-seed0-0123456789.json").rename(path)
-    for changes in ({"fingerprint": "other"}, {"seed": 1, "config": {}}, {"method": "padim"}, {"set": "bolts"}):
+    for changes in ({"fingerprint": "other"}, {"seed": 1, "config": {}}, {"set": "bolts"}):
         edit(path, **changes)
         with pytest.raises(StudyError, match="is damaged or foreign"):
             store.records()
@@ -286,9 +292,50 @@ def test_digests_are_remembered_once(store: Store, places: dict[str, Place]) -> 
     path = store.folder / "data/parts.json"
     before = path.read_text(), path.stat().st_mtime_ns
     assert json.loads(before[0])["files"] == places["parts"].digests
-    store.remember({name: Place(Path("/data") / name, "f02", {"a": "b"}) for name in ("parts", "bolts")})
+    store.remember([], {name: Place(Path("/data") / name, "f02", {"a": "b"}) for name in ("parts", "bolts")})
     assert (path.read_text(), path.stat().st_mtime_ns) == before
     assert json.loads((store.folder / "data/bolts.json").read_text()) == {"fingerprint": "f02", "files": {"a": "b"}}
+
+
+def test_grids_of_one_setting_are_one_and_of_two_are_two(tmp_path: Path) -> None:
+    base, store = Config.preset("tiny"), Store(tmp_path)
+    asked = [
+        compare(base, ["padim"], "tiny"),
+        compare(base, ["patchcore", "mlffn"], "tiny"),
+        compare(base.replace(data={"size": 96}), ["padim"], "tiny larger"),
+        table4(base, "tiny"),
+    ]
+    for grid in asked:
+        store.remember([grid], {})
+        store.remember([grid], {})
+    assert len(list((tmp_path / "grids").iterdir())) == 4
+    found = {(g.name, g.label): g for g in store.grids()}
+    assert found.keys() == {("compare", "tiny"), ("compare", "tiny larger"), ("table4", "tiny")}
+    assert list(found["compare", "tiny"].columns) == ["patchcore", "mlffn", "padim"]
+    assert found["table4", "tiny"] == asked[3]
+    path = next((tmp_path / "grids").glob("table4-*"))
+    for text in ("", "{", "[]", '{"name": "table4"}'):
+        path.write_text(text)
+        with pytest.raises(StudyError, match=r"table4-\w+\.json is damaged .*; delete it and give its command again"):
+            store.grids()
+
+
+def test_tries_are_counted_until_the_cell_ends(cells: list[Cell], tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    lock = store.claim(cells[0])
+    assert lock is not None
+    for tries in range(3):
+        assert store.tries(cells[0]) == tries
+        store.begin(cells[0])
+    store.end(cells[0])
+    store.end(cells[0])
+    assert store.tries(cells[0]) == 0
+    for cell in cells[:2]:
+        store._tries(cell).write_text(f"{os.getpid() + 1}\n")
+        store.begin(cell)
+    store.forgive([os.getpid(), os.getpid() + 2])
+    assert [store.tries(c) for c in cells[:3]] == [1, 1, 0]
+    store.release(lock)
 
 
 def test_a_full_disk_leaves_what_was_there(store: Store, cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,7 +349,7 @@ def test_a_full_disk_leaves_what_was_there(store: Store, cells: list[Cell], monk
         for write in (
             lambda: store.write(cells[0], {"new": 1}),
             lambda: store.fail(cells[0], Failure("x")),
-            lambda: store.remember({"bolts": Place(Path("/data/bolts"), "f02", {})}),
+            lambda: store.remember([], {"bolts": Place(Path("/data/bolts"), "f02", {})}),
         ):
             with pytest.raises(MlffnError, match=r"cannot write .*No space left on device; free space or"):
                 write()

@@ -15,15 +15,23 @@ from torch import Tensor, nn
 
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
-from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.losses import LossTerms, consistency_loss, resize_mask
+from mlffn_lite.mlffn import MLFFNDetector
 from mlffn_lite.network import MLFFN
 from mlffn_lite.pseudo import PseudoAnomalies
 from mlffn_lite.studies.grid import ARMS, arm_config, study_config
 from mlffn_lite.training import Trainer, generator_for
 
 # Without weight decay: a parameter without a gradient stays where it was.
-TRAIN = {"steps": 4, "batch": 8, "weight_decay": 0.0, "precision": "fp32", "device": "cpu", "schedule": "constant"}
+TRAIN: dict[str, object] = {
+    "backbone": "train",
+    "steps": 4,
+    "batch": 8,
+    "weight_decay": 0.0,
+    "precision": "fp32",
+    "device": "cpu",
+    "schedule": "constant",
+}
 NAMES = list(ARMS)
 
 
@@ -47,7 +55,7 @@ def trained(images: AnomalyFolder) -> Callable[[str], Trained]:
     @cache
     def train(arm: str) -> Trained:
         config = arm_config(study_config("tiny").replace(train=TRAIN), arm)
-        network = AnomalyDetector(config).network
+        network = MLFFNDetector(config).network
         before = {k: v.detach().clone() for k, v in network.named_parameters()}
         trainer = Trainer(network, config)
         network.train()
@@ -168,7 +176,7 @@ def test_from_the_score_constraint_on_the_score_is_that_of_eta(
 def test_what_a_detector_predicts_listens_to_eta(
     trained: Callable[[str], Trained], images: AnomalyFolder, arm: str
 ) -> None:
-    detector = AnomalyDetector(trained(arm).config).fit(images, progress=False)
+    detector = MLFFNDetector(trained(arm).config).fit(images, progress=False)
     before = detector.predict(images.test.images()).maps
     assert isinstance(detector.network.score, nn.Conv2d)
     with torch.no_grad():

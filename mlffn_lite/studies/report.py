@@ -13,8 +13,8 @@ from ..datasets.miniparts import CATEGORIES, miniparts_path
 from ..datasets.sources import open_source
 from ..errors import StudyError
 from ..figures import png_bytes
-from ..page import ReportFigure, write_report
 from ..labels import METRIC_LABELS, PERCENT
+from ..page import ReportFigure, write_report
 from ..storage import write_atomic
 from .grid import Grid
 from .paper import PAPER

@@ -27,7 +27,7 @@ IMAGES = {"train/good": 10, "test/good": 4, "test/hole": 3, "test/stain": 3}
 PIXEL_METRICS = ("pixel_auroc", "pro")
 
 # Another processor adds up in another order. Forced onto instructions of 2008 (ATEN_CPU_CAPABILITY=default
-# ONEDNN_MAX_CPU_ISA=SSE41), trained methods' scores moved by up to 3e-2 of their range, losses by 1e-3, the rest by 2e-5.
+# ONEDNN_MAX_CPU_ISA=SSE41), scores of trained methods moved by 3e-2 of their range, losses by 1e-3, all else by 2e-5.
 TRAINED, CLOSED_FORM = 5e-2, 1e-3
 LOSSES = ("feature", "score", "consistency")
 

@@ -34,7 +34,7 @@ RATIOS = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
 """Table 3: the share of pseudo-anomalous training images, with the whole method."""
 
 FULL_RATIO = 0.5
-_TABLES_SMALL: dict[str, dict[str, Any]] = {"data": {"size": 128}, "train": {"steps": 128}}
+_TABLES_SMALL: dict[str, dict[str, Any]] = {"data": {"size": 128}, "train": {"steps": 160}}
 SMALL: dict[str, dict[str, dict[str, Any]]] = {
     "table3": _TABLES_SMALL,
     "table4": _TABLES_SMALL,

@@ -4,7 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 WORKERS ?= 2
-TABLES := $(if $(FULL),--set data.size=128 --seeds 3 --out runs/tables-full,--small --set train.steps=128 --seeds 2 --out runs/tables)
+TABLES := $(if $(FULL),--set data.size=128 --seeds 3 --out runs/tables-full,--small --seeds 2 --out runs/tables)
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-sanitize-with=notebooks/sanitise.cfg
 
 .PHONY: demo lab test tables results lint notebooks lock data figures clean

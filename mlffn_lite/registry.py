@@ -63,7 +63,7 @@ def find(group: str, name: str) -> Any:
     ConfigError
         If there is nothing of that name, or importing it fails.
     """
-    path = (BUILT_IN[group] | _installed(group)).get(name, name)
+    path = BUILT_IN[group].get(name) or _installed(group).get(name, name)
     module, colon, attribute = path.partition(":")
     if not colon or not module or not attribute:
         known = ", ".join(names(group))
@@ -85,7 +85,10 @@ def find(group: str, name: str) -> Any:
 def name_of(group: str, found: type) -> str:
     """Return the name under which :func:`find` gives a class back: a known one, or its import path."""
     path = f"{found.__module__}:{found.__qualname__}"
-    return next((name for name, value in (BUILT_IN[group] | _installed(group)).items() if value == path), path)
+    for table in (lambda: BUILT_IN[group], lambda: _installed(group)):  # packages are only searched where they must be
+        if name := next((name for name, value in table().items() if value == path), None):
+            return name
+    return path
 
 
 def _installed(group: str) -> dict[str, str]:

@@ -57,7 +57,7 @@ class Options:
         preset = self.preset or preset
         config = study_config(preset, name, small=self.small).override(self.settings or [])
         config = config.replace(train={} if self.device is None else {"device": self.device})
-        return config, " ".join([preset, *["small"] * self.small, *(self.settings or [])])
+        return config, " ".join([preset, *["--small"] * self.small, *(self.settings or [])])
 
     def run(self, grids: Sequence[Grid], base: Config, *, show: bool = False) -> None:
         """Check everything that can be checked beforehand, and run the cells of grids; ``show`` prints their tables."""

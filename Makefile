@@ -37,7 +37,7 @@ lock: $(READY)  ## resolve requirements.lock anew from pyproject.toml
 		--custom-compile-command "make lock" --output-file requirements.lock pyproject.toml
 
 data: $(READY)  ## draw the bundled images anew into build/miniparts
-	$(BIN)/python -m mlffn_lite.datasets.miniparts build/miniparts
+	cd notebooks && ../$(BIN)/python -m course.miniparts ../build/miniparts
 
 figures: demo  ## the picture in the README
 	mkdir -p figures && cp runs/demo/heatmaps.png figures/demo_heatmaps.png

@@ -1,4 +1,4 @@
-"""What is installed without a checkout: the whole package, a description whose links work, and MiniParts."""
+"""What is installed without a checkout: the whole package with MiniParts, and a description whose links work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from collections.abc import Iterator
 from email import message_from_string
@@ -19,30 +20,38 @@ import typer
 from mlffn_lite.cli import app
 
 ROOT = Path(__file__).parents[1]
-NEEDED = ("pyproject.toml", "DESCRIPTION.md", "LICENSE", "LICENSE-text", "data/LICENSE")
-BUILD = "import sys, setuptools.build_meta as backend; backend.build_wheel(sys.argv[1])"
-DRAW = """
+NEEDED = ("pyproject.toml", "setup.py", "MANIFEST.in", "DESCRIPTION.md", "LICENSE", "LICENSE-text", "data/LICENSE")
+BUILD = "import sys, setuptools.build_meta as backend; getattr(backend, sys.argv[1])(sys.argv[2])"
+FIND = """
 import mlffn_lite
-from mlffn_lite.datasets.miniparts import miniparts_path, names, verify_manifest
-names.COUNTS.update(train=1, good=0, defect=0)
-root = miniparts_path()
-verify_manifest(root)
-print(mlffn_lite.__file__, root, sep="\\n")
+from mlffn_lite.datasets.miniparts import miniparts_path, verify_manifest
+verify_manifest(miniparts_path())
+print(mlffn_lite.__file__, miniparts_path(), sep="\\n")
 """
+
+
+def build(what: str, source: Path, out: Path) -> Path:
+    """Build from the folder `source`; the file that comes out."""
+    built = subprocess.run([sys.executable, "-c", BUILD, what, out], cwd=source, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    (path,) = out.iterdir()
+    return path
 
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
-    """The wheel, built from a copy: setuptools leaves folders behind."""
-    copy = tmp_path_factory.mktemp("checkout")
-    shutil.copytree(ROOT / "mlffn_lite", copy / "mlffn_lite", ignore=shutil.ignore_patterns("__pycache__", ".*"))
+    """The wheel, built from the source archive, built from a copy: setuptools leaves folders behind."""
+    folder = tmp_path_factory.mktemp("build")
+    copy = folder / "checkout"
+    ignored = shutil.ignore_patterns("__pycache__", ".*")
+    for name in ("mlffn_lite", "data/miniparts"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignored)
     for name in NEEDED:
-        (copy / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, copy / name)
-    built = subprocess.run([sys.executable, "-c", BUILD, "dist"], cwd=copy, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    (path,) = (copy / "dist").glob("*.whl")
-    with zipfile.ZipFile(path) as archive:
+    with tarfile.open(build("build_sdist", copy, folder / "sdist")) as sources:
+        sources.extractall(folder / "sources", filter="data")
+    (unpacked,) = (folder / "sources").iterdir()
+    with zipfile.ZipFile(build("build_wheel", unpacked, folder / "wheel")) as archive:
         yield archive
 
 
@@ -58,13 +67,18 @@ def relative_links(markdown: str) -> list[str]:
     return [link for links in found for link in links if link and not re.match(r"https://|mailto:|#", link)]
 
 
-def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
-    source = ROOT / "mlffn_lite"
-    files = {p.relative_to(source) for p in source.rglob("*") if p.is_file()}
-    wanted = {f.as_posix() for f in files if not any(part == "__pycache__" or part[0] == "." for part in f.parts)}
+def files_below(folder: Path) -> set[str]:
+    paths = (p.relative_to(folder) for p in folder.rglob("*") if p.is_file())
+    return {p.as_posix() for p in paths if not any(part == "__pycache__" or part[0] == "." for part in p.parts)}
+
+
+def test_the_wheel_holds_every_file_of_the_package_the_pictures_and_nothing_else(wheel: zipfile.ZipFile) -> None:
+    package, pictures = files_below(ROOT / "mlffn_lite"), files_below(ROOT / "data" / "miniparts")
+    assert {"py.typed", "datasets/catalog.toml", "datasets/miniparts.py"} <= package
+    assert len(pictures) == 481
     carried = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    wanted = package | {f"datasets/miniparts_data/{name}" for name in pictures}
     assert carried == {f"mlffn_lite/{name}" for name in wanted}
-    assert {"py.typed", "datasets/catalog.toml", "datasets/miniparts/__init__.py"} <= wanted
 
 
 def test_links_of_the_description_work_without_a_checkout(metadata: Message) -> None:
@@ -89,20 +103,10 @@ def test_commands_of_the_description_exist(metadata: Message) -> None:
         assert {word for word in words if word.startswith("-")} <= options, line
 
 
-def test_an_installation_draws_miniparts_once_with_a_message_and_a_bar(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
-    site = tmp_path / "site-packages"
-    wheel.extractall(site)
-    homes = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"), "LOCALAPPDATA": str(tmp_path)}
-
-    def draw() -> tuple[list[str], str]:
-        environment = os.environ | homes | {"PYTHONPATH": str(site)}
-        done = subprocess.run([sys.executable, "-c", DRAW], cwd=tmp_path, env=environment, capture_output=True)
-        assert done.returncode == 0, done.stderr.decode()
-        return done.stdout.decode().splitlines(), done.stderr.decode()
-
-    (module, root), said = draw()
-    assert Path(module).is_relative_to(site)
-    assert Path(root).is_relative_to(tmp_path)
-    assert root in said.splitlines()[0]
-    assert "Drawing MiniParts: 100%" in said
-    assert draw() == ([module, root], "")
+def test_an_installation_finds_miniparts_whole(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", FIND], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    package = tmp_path / "mlffn_lite"
+    assert done.stdout.splitlines() == [str(package / "__init__.py"), str(package / "datasets" / "miniparts_data")]

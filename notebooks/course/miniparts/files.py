@@ -1,26 +1,23 @@
-"""The set as files: drawn, checked against its manifest, and found."""
+"""The whole set, drawn into files."""
 
 from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import pooch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from ...errors import DataError
-from ..folder import few
-from .drawing import render
-from .names import CATEGORIES, Name, check_name, pictures
+from mlffn_lite.datasets.miniparts import CATEGORIES, MANIFEST, sha256
+from mlffn_lite.errors import DataError
 
-MANIFEST = "MANIFEST.sha256"
+from .drawing import render
+from .names import Name, check_name, pictures
 
 
 def generate(
@@ -60,7 +57,8 @@ def generate(
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             done = pool.map(lambda name: _write(draft, name, seed, size), names)
             list(tqdm(done, "Drawing MiniParts", len(names), unit="image", disable=not progress))
-        lines = [f"{pooch.file_hash(path)}  {path.relative_to(draft).as_posix()}\n" for path in _files(draft)]
+        paths = sorted(draft.rglob("*.png"))
+        lines = [f"{sha256(path)}  {path.relative_to(draft).as_posix()}\n" for path in paths]
         (draft / MANIFEST).write_text("".join(lines), encoding="utf-8", newline="\n")
         draft.chmod(0o755)
         if root.exists():
@@ -70,62 +68,6 @@ def generate(
         raise DataError(f"cannot write {root}: {error.strerror}; free space or choose another folder") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def verify_manifest(root: Path) -> None:
-    """Check every file of a drawn set against its manifest.
-
-    Parameters
-    ----------
-    root : Path
-        Folder that `generate` wrote.
-
-    Raises
-    ------
-    DataError
-        Naming the files that differ, are missing or are extra, or the manifest if it is absent or unreadable.
-    """
-    root = Path(root)
-    try:
-        lines = (root / MANIFEST).read_text(encoding="utf-8").splitlines()
-        listed = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except (OSError, ValueError) as error:
-        raise DataError(f"{root / MANIFEST} is missing or unreadable; draw the set again into a new folder") from error
-    present = {path.relative_to(root).as_posix(): path for path in _files(root)}
-    faults = [f"{name} is missing" for name in sorted(listed.keys() - present.keys())]
-    faults += [f"{name} is extra" for name in sorted(present.keys() - listed.keys())]
-    both = sorted(listed.keys() & present.keys())
-    faults += [f"{name} differs" for name in both if pooch.file_hash(present[name]) != listed[name]]
-    if faults:
-        raise DataError(f"{root} does not match its manifest: {few(faults)}; restore or draw the set again")
-
-
-def miniparts_path() -> Path:
-    """Folder of the set: the repository's, or else one drawn once into the user's cache folder.
-
-    Returns
-    -------
-    Path
-        Folder that holds the categories.
-
-    Raises
-    ------
-    DataError
-        If the set is not there and the cache folder cannot be written.
-    """
-    bundled = Path(__file__).resolve().parents[3] / "data" / "miniparts"
-    if (bundled / MANIFEST).is_file():
-        return bundled
-    cached = Path(pooch.os_cache("mlffn-lite")) / "miniparts-1"  # the number grows when the pictures change
-    if not (cached / MANIFEST).is_file():
-        where = f"drawing them once, in about a minute, into {cached}"
-        print(f"The images of MiniParts are not part of this installation: {where}", file=sys.stderr)
-        try:
-            generate(cached)
-        except DataError:
-            if not (cached / MANIFEST).is_file():  # otherwise another process was faster
-                raise
-    return cached
 
 
 def _write(root: Path, name: Name, seed: int, size: int) -> None:
@@ -143,7 +85,3 @@ def _write(root: Path, name: Name, seed: int, size: int) -> None:
 def _save(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, optimize=True)
-
-
-def _files(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.is_file() and path != root / MANIFEST)

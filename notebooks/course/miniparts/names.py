@@ -1,16 +1,12 @@
-"""What MiniParts consists of: categories, defects, how many pictures of each, and how hard they are to see."""
+"""The names of MiniParts' pictures: how many there are, and how hard a defect is to see."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ...errors import DataError
+from mlffn_lite.datasets.miniparts import CATEGORIES
+from mlffn_lite.errors import DataError
 
-CATEGORIES: dict[str, tuple[str, ...]] = {
-    "weave": ("broken_thread", "fibre", "hole", "stain"),
-    "flange": ("dent", "rust", "scratch", "undrilled"),
-    "pills": ("chip", "crack", "crumbs", "spot"),
-}
 COUNTS = {"train": 60, "good": 20, "defect": 10}  # pictures: train/good, test/good, each test/<defect>
 
 Name = tuple[str, str, str, int]  # category, split, defect, index

@@ -1,4 +1,4 @@
-"""``python -m mlffn_lite.datasets.miniparts OUT`` draws the set into OUT."""
+"""``python -m course.miniparts OUT``, run in ``notebooks``, draws the set into OUT."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...errors import MlffnError
+from mlffn_lite.errors import MlffnError
+
 from .canvas import CANVAS
 from .files import generate
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw the set; returns the exit code."""
-    command = "python -m mlffn_lite.datasets.miniparts"
-    parser = argparse.ArgumentParser(prog=command, description="Draw the MiniParts set.")
+    parser = argparse.ArgumentParser(prog="python -m course.miniparts", description="Draw the MiniParts set.")
     parser.add_argument("out", type=Path, help="folder to create")
     parser.add_argument("--category", action="append", dest="categories", help="only this one (repeatable)")
     parser.add_argument("--seed", type=int, default=0)

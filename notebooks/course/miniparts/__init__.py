@@ -1,4 +1,4 @@
-"""MiniParts: a small synthetic set in MVTec AD's layout, drawn by this package and bundled with the repository.
+"""What drew MiniParts, the bundled set in MVTec AD's layout, and draws other sets of its kind, or a single picture.
 
 Three categories (a cloth, a turned part, scattered caplets), each with 60 + 20 flawless pictures and 40 with one defect
 of four kinds, at 256 × 256. Every picture depends on its own name and the seed only, so any one can be drawn alone.
@@ -10,7 +10,7 @@ pseudo-anomalies of §2.1.
 """
 
 from .drawing import VISIBLE, render
-from .files import generate, miniparts_path, verify_manifest
-from .names import CATEGORIES, COUNTS, difficulty
+from .files import generate
+from .names import COUNTS, difficulty
 
-__all__ = ["CATEGORIES", "COUNTS", "VISIBLE", "difficulty", "generate", "miniparts_path", "render", "verify_manifest"]
+__all__ = ["COUNTS", "VISIBLE", "difficulty", "generate", "render"]

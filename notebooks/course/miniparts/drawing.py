@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
-from ...errors import DataError
+from mlffn_lite.errors import DataError
+
 from .camera import Look, develop, grain, light
 from .canvas import CANVAS, Field
 from .names import check_name, difficulty

@@ -77,15 +77,18 @@ def write_reports(folder: str | Path, out: str | Path | None = None) -> list[Pat
 
 
 def _write_report(studies: Sequence[Cells], records: Sequence[dict[str, Any]], store: Store, place: Path) -> None:
+    tables: list[tuple[str, pd.DataFrame]] = []
     for grid, cells in studies:
-        summary, each = table(cells, grid), caption(cells, grid, over="Mean ±")
-        for name, data, (head, rows), words, text in (
-            (grid.name, summary, layout(summary, grid), _words(grid), caption(cells, grid)),
-            (f"{grid.name}_sets", by_set(cells, grid), layout_sets(cells, grid), 3, each),
+        summary, sets = table(cells, grid), by_set(cells, grid)
+        for suffix, data, (head, rows), words, text in (
+            ("", summary, layout(summary, grid), len(_TICKS) * (grid.name == "table4") + 1, caption(cells, grid)),
+            ("_sets", sets, layout_sets(sets, grid), 3, caption(cells, grid, over="Mean ±")),
         ):
-            write_atomic(place / f"{name}.md", f"{markdown_table(head, rows, text=words)}\n\n{text}\n")
-            write_atomic(place / f"{name}.tex", latex(head, rows, text))
-            write_atomic(place / f"{name}.csv", data.to_csv(index=False, float_format="%.4f"))
+            file = f"{grid.name}{suffix}"
+            write_atomic(place / f"{file}.md", f"{markdown_table(head, rows, text=words)}\n\n{text}\n")
+            write_atomic(place / f"{file}.tex", latex(head, rows, text))
+            write_atomic(place / f"{file}.csv", data.to_csv(index=False, float_format="%.4f"))
+            tables.append((f"{title(grid)}{', by set' if suffix else ''}", pd.DataFrame(rows, columns=head)))
     steps = [(grid, differences(cells, grid)) for grid, cells in studies]
     listed = pd.concat([rows.assign(study=grid.name) for grid, rows in steps])
     write_atomic(place / "differences.csv", listed.to_csv(index=False, float_format="%.4f"))
@@ -95,20 +98,12 @@ def _write_report(studies: Sequence[Cells], records: Sequence[dict[str, Any]], s
         image = png_bytes(figure.image, alt=figure.alt)  # type: ignore[arg-type]
         write_atomic(place / file, image)
         shown.append(figure._replace(image=image))
-    failed = [f"Failed: {name} ({reason})." for name, reason in store.failures().items()]
-    tables = [
-        (f"{title(grid)}{more}", pd.DataFrame(rows, columns=head))
-        for grid, cells in studies
-        for more, (head, rows) in (
-            ("", layout(table(cells, grid), grid)),
-            (", by set", layout_sets(cells, grid)),
-        )
-    ]
     write_report(
         place / "report.html",
         title=" · ".join(title(grid) for grid, _ in studies),
         metrics={},
-        notes=[*(caption(cells, grid) for grid, cells in studies), *failed],
+        notes=[caption(cells, grid) for grid, cells in studies]
+        + [f"Failed: {name} ({reason})." for name, reason in store.failures().items()],
         figures=shown,
         tables=[*tables, ("What the data support", _sentences(listed))],
         command=f"mlffn report {store.folder.name}",
@@ -149,9 +144,8 @@ def layout(summary: pd.DataFrame, grid: Grid) -> Layout:
     return [_kind(grid), *ticks, *PERCENT.values()], lines
 
 
-def layout_sets(cells: pd.DataFrame, grid: Grid) -> Layout:
-    """Return head and rows of the table by set, with what each column costs."""
-    rows = by_set(cells, grid)
+def layout_sets(rows: pd.DataFrame, grid: Grid) -> Layout:
+    """Return head and rows of the table by set, from :func:`by_set`, with what each column costs."""
     costs = {k: v for k, v in _COSTS.items() if rows[k].notna().any()}
     head = ["set", "pixels", _kind(grid), "seeds", *PERCENT.values(), *costs.values()]
     return head, [
@@ -164,10 +158,6 @@ def layout_sets(cells: pd.DataFrame, grid: Grid) -> Layout:
 
 def _kind(grid: Grid) -> str:
     return {"table3": "share", "table4": "arm", "compare": "method"}.get(grid.name, "configuration")
-
-
-def _words(grid: Grid) -> int:
-    return 1 + len(_TICKS) if grid.name == "table4" else 1
 
 
 def spread(mean: float, std: float, digits: int) -> str:

@@ -185,9 +185,11 @@ def _run_processes(cells: Sequence[Cell], store: Store, workers: Workers, look: 
     """Keep up to ``count`` processes at work until all cells are settled; none of them outlives this function."""
     running: list[subprocess.Popen[bytes]] = []
     deaths = 0
+    planned = [dataclasses.asdict(cell) for cell in cells]
+    order = {"folder": str(store.folder.resolve()), "cells": planned, "fresh": workers.fresh, "parent": os.getpid()}
     with tempfile.TemporaryDirectory() as scratch:
-        order, log = Path(scratch, "order.json"), Path(scratch, "log.txt")
-        order.write_text(json.dumps(_order(cells, store, workers.fresh)), "utf-8")
+        source, log = Path(scratch, "order.json"), Path(scratch, "log.txt")
+        source.write_text(json.dumps(order), "utf-8")
         try:
             while left := _left(cells, store):
                 deaths = 0 if look() else deaths
@@ -200,45 +202,28 @@ def _run_processes(cells: Sequence[Cell], store: Store, workers: Workers, look: 
                         reason = next((line for line in reversed(lines) if line.strip()), "they say nothing")
                         raise StudyError(reason if worker.returncode == 2 else f"no process can run cells: {reason}")
                 while len(running) < min(workers.count, len(left)):
-                    running.append(_start(order, log, cells[0].threads))
+                    running.append(_start(source, log, cells[0].threads))
                 time.sleep(_PATIENCE / 5)
             look()
-        finally:
-            _stop(running, store)
+        finally:  # at once: they have not died of their cells
+            for worker in running:
+                worker.kill()
+            for worker in running:
+                worker.wait()
+            store.forgive([worker.pid for worker in running])
 
 
-def _order(cells: Sequence[Cell], store: Store, fresh: bool) -> dict[str, Any]:
-    """Return what a worker reads from its standard input, see :func:`main`."""
-    return {
-        "folder": str(store.folder.resolve()),
-        "cells": [dataclasses.asdict(cell) for cell in cells],
-        "fresh": fresh,
-        "parent": os.getpid(),
-    }
-
-
-def _start(order: Path, log: Path, threads: int) -> subprocess.Popen[bytes]:
+def _start(source: Path, log: Path, threads: int) -> subprocess.Popen[bytes]:
     """Start a worker. Ctrl-C in the terminal does not reach it: this process answers and ends it."""
     environment = {**os.environ, "PYTHONPATH": _python_path(), "OMP_NUM_THREADS": str(threads)}
-    with order.open("rb") as source, log.open("ab") as errors:
-        command = [sys.executable, "-P", "-m", "mlffn_lite.studies.run"]  # -P: nothing in this folder hides a library
-        return subprocess.Popen(
-            command, stdin=source, stdout=errors, stderr=errors, env=environment, start_new_session=True
-        )
+    command = [sys.executable, "-P", "-m", "mlffn_lite.studies.run"]  # -P: nothing in this folder hides a library
+    with source.open("rb") as order, log.open("ab") as said:
+        return subprocess.Popen(command, stdin=order, stdout=said, stderr=said, env=environment, start_new_session=True)
 
 
 def _python_path() -> str:
     """Return ``sys.path`` for other processes, so that a method beside the user's script is found there too."""
     return os.pathsep.join(dict.fromkeys(entry or os.getcwd() for entry in sys.path))
-
-
-def _stop(running: Sequence[subprocess.Popen[bytes]], store: Store) -> None:
-    """End workers at once; they have not died of their cells."""
-    for worker in running:
-        worker.kill()
-    for worker in running:
-        worker.wait()
-    store.forgive([worker.pid for worker in running])
 
 
 @cache

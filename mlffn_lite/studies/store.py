@@ -97,8 +97,10 @@ class Store:
         """Forget the tries of processes that were told to end."""
         for path in (self.folder / LOCKS).glob("*.tries"):
             with contextlib.suppress(FileNotFoundError):  # its cell has ended
-                others = [n for n in path.read_text().split() if int(n) not in processes]
-                path.write_text("".join(f"{n}\n" for n in others))
+                if others := [n for n in path.read_text().split() if int(n) not in processes]:
+                    path.write_text("".join(f"{n}\n" for n in others))
+                else:
+                    path.unlink()
 
     def _failed(self, cell: Cell) -> Path:
         return self.path(cell).with_suffix(FAILED)

@@ -11,7 +11,7 @@ offline="--set model.backbone=efficientnet_lite0 --set model.weights=offline"
 for batch in 32 256; do
     python "$here/bench_pseudo.py" --device cuda --batch $batch
 done
-python "$here/bench_training.py" --preset lite --set train.device=cuda
+python "$here/bench_training.py" --preset small --set train.device=cuda
 # shellcheck disable=SC2086 # one word per option
 python "$here/bench_training.py" --preset paper --set train.device=cuda $offline
 for data in "$@"; do

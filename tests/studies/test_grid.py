@@ -209,6 +209,7 @@ def test_categories_and_folders_of_them(parts: Path, tmp_path: Path) -> None:
         grid.find_data([tmp_path], ["nuts", "notes"])
     with pytest.raises(ConfigError, match="--categories names none; there are bolts, nuts"):
         grid.find_data([tmp_path], [])
+    assert grid.find_data([tmp_path], source="own:Open") == [tmp_path]  # what is in it is the source's own matter
     with pytest.raises(DataError, match="holds no category"):
         grid.find_data([tmp_path / "nuts" / "train"])
     with pytest.raises(DataError, match="does not exist or is not a folder"):

@@ -192,7 +192,7 @@ def test_without_ray_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     line = refused(mlffn("study", "table4", *options, "--backend", "ray", "--out", tmp_path / "new"))
-    assert line == "mlffn: --backend ray needs Ray: pip install 'mlffn-lite[distributed]'"
+    assert line == "mlffn: the package ray is not installed; it comes with pip install 'mlffn-lite[distributed]'"
 
 
 def test_a_failed_cell_is_exit_code_1_and_in_the_status(mlffn: Mlffn, options: list[str], tmp_path: Path) -> None:

@@ -21,13 +21,6 @@ PROBES = 8
 """Points per side with which a shape is judged before it is drawn."""
 
 
-class Places(NamedTuple):
-    """Where pixels are stored: their positions in the images, (3, N), and in the masks, (N,); int64."""
-
-    values: Tensor
-    mask: Tensor
-
-
 class Canvas:
     """A batch being changed: lists of pixels of ``images`` and ``out`` are read and written, ``masks`` stays true.
 
@@ -69,26 +62,25 @@ class Canvas:
         # Both memory layouts are dense, so a flat view and the strides address every value.
         self._before, self._after = (t.as_strided((t.numel(),), (1,)) for t in (self.images, self.out))
 
-    def locate(self, image: Tensor, y: Tensor, x: Tensor) -> Places:
-        """Return where pixels are stored that are given by image, row and column, (N,) int64."""
+    def locate(self, image: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return where pixels, given by image, row and column, (N,), are stored: in images (3, N), in masks (N,)."""
         per_image, per_channel, per_row, per_column = self.images.stride()
         height, width = self.size
         channels = torch.arange(3, device=image.device)[:, None] * per_channel
-        values = image * per_image + y * per_row + x * per_column + channels
-        return Places(values, (image * height + y) * width + x)
+        return image * per_image + y * per_row + x * per_column + channels, (image * height + y) * width + x
 
-    def read(self, at: Places, *, changed: bool = False) -> Tensor:
+    def read(self, at: tuple[Tensor, Tensor], *, changed: bool = False) -> Tensor:
         """Return values (3, N), at least float32, of ``images``, or of ``out`` if ``changed``."""
         flat = self._after if changed else self._before
-        return flat.index_select(0, at.values.flatten()).view(at.values.shape).to(self._precise)
+        return flat.index_select(0, at[0].flatten()).view(at[0].shape).to(self._precise)
 
-    def write(self, at: Places, values: Tensor) -> None:
+    def write(self, at: tuple[Tensor, Tensor], values: Tensor) -> None:
         """Set pixels of ``out``, each listed once, to values (3, N), clamped to [0, 1]; update their masks."""
         before = self.read(at)
         values = values.clamp(0, 1).to(self.out.dtype).to(self._precise)  # the mask is about what is stored
         seen = ((values - before).abs() > VISIBLE_CHANGE).any(dim=0)
-        self._after.scatter_(0, at.values.flatten(), torch.where(seen, values, before).to(self.out.dtype).flatten())
-        self.masks.view(-1).scatter_(0, at.mask, seen)
+        self._after.scatter_(0, at[0].flatten(), torch.where(seen, values, before).to(self.out.dtype).flatten())
+        self.masks.view(-1).scatter_(0, at[1], seen)
 
 
 class Pixels(NamedTuple):
@@ -132,31 +124,23 @@ class Shapes(NamedTuple):
         return Pixels(shape, y.clamp(0, height - 1), x.clamp(0, width - 1))
 
 
-class Windows(NamedTuple):
-    """Upright windows of pixels: upper left corners and extents, int64."""
-
-    top: Tensor
-    left: Tensor
-    tall: Tensor
-    wide: Tensor
-
-    def pixels(self, device: torch.device) -> Pixels:
-        """List the pixels of n windows; extents on the generator's device tell how many, so CUDA need not be asked."""
-        rows, total = int(self.tall.sum()), int((self.tall * self.wide).sum())
-        top, left = torch.stack((self.top, self.left)).to(device)
-        window, y = _number(self.tall.to(device), rows)
-        row, x = _number(self.wide.to(device)[window], total)
-        window, y = window.index_select(0, row), (y + top[window]).index_select(0, row)
-        return Pixels(window, y, x + left.index_select(0, window))
+def window_around(centre: Tensor, reach: Tensor, side: int) -> tuple[Tensor, Tensor]:
+    """Return first pixels and extents, int64, of what reaches so far about centres along a side of the image."""
+    first, end = ((centre + r + 1).clamp(0, side).long() for r in (-reach, reach))
+    return first, end - first
 
 
-def windows_around(y: Tensor, x: Tensor, reach_y: Tensor, reach_x: Tensor, size: tuple[int, int]) -> Windows:
-    """Return the windows that reach so far up and down, left and right of the centres, cut at the image's border."""
-    (top, bottom), (left, right) = (
-        [(centre + reach + 1).clamp(0, side).long() for reach in (-around, around)]
-        for centre, around, side in ((y, reach_y, size[0]), (x, reach_x, size[1]))
-    )
-    return Windows(top, left, bottom - top, right - left)
+def list_pixels(top: Tensor, left: Tensor, tall: Tensor, wide: Tensor, device: torch.device) -> Pixels:
+    """List the pixels of n upright windows, given by upper left corners and extents, (n,) int64.
+
+    Extents on the generator's device tell how many there are, so CUDA need not be asked.
+    """
+    rows, total = int(tall.sum()), int((tall * wide).sum())
+    top, left, tall, wide = (t.to(device) for t in (top, left, tall, wide))
+    window, y = _number(tall, rows)
+    row, x = _number(wide[window], total)
+    window, y = window.index_select(0, row), (y + top[window]).index_select(0, row)
+    return Pixels(window, y, x + left.index_select(0, window))
 
 
 def _number(counts: Tensor, total: int) -> tuple[Tensor, Tensor]:
@@ -174,18 +158,3 @@ def lerp(draws: Tensor, low: float, high: float) -> Tensor:
 def log_lerp(draws: Tensor, low: float, high: float) -> Tensor:
     """Spread uniform draws log-uniformly over a range above 0."""
     return lerp(draws, math.log(low), math.log(high)).exp()
-
-
-def check_limits(owner: object, **limits: tuple[float, float]) -> None:
-    """Refuse parameters, or pairs of them, outside their limits.
-
-    Raises
-    ------
-    ValueError
-        Naming the parameter.
-    """
-    for name, (low, high) in limits.items():
-        value = getattr(owner, name)
-        first, last = value if isinstance(value, tuple) else (value, value)
-        if not low <= first <= last <= high:
-            raise ValueError(f"{name} must lie between {low:g} and {high:g}, smaller value first, got {value}")

@@ -11,27 +11,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from . import registry
-from .canvas import (
-    PROBES,
-    VISIBLE_CHANGE,
-    Canvas,
-    Pixels,
-    Shapes,
-    Windows,
-    check_limits,
-    lerp,
-    log_lerp,
-    windows_around,
-)
+from .canvas import PROBES, VISIBLE_CHANGE, Canvas, Pixels, Shapes, lerp, list_pixels, log_lerp, window_around
 from .errors import ConfigError
 
 _LUMA = (0.299, 0.587, 0.114)
+Limits = Mapping[str, tuple[float, float]]
 
 
 class PseudoAnomaly(ABC):
@@ -103,11 +93,9 @@ class PseudoAnomaly(ABC):
         changed, masks = result
         if not changed.is_floating_point() or masks.dtype != torch.bool:
             raise ConfigError(f"{kept} floating-point images and bool masks, got {changed.dtype} and {masks.dtype}")
-        inside = ((changed >= 0) & (changed <= 1)).all()
-        marked = (masks | ((changed - good).abs() <= VISIBLE_CHANGE).all(1, keepdim=True)).all()
-        if not inside:
+        if not ((changed >= 0) & (changed <= 1)).all():
             raise ConfigError(f"{kept} images in [0, 1]; clamp them")
-        if not marked:
+        if not (masks | ((changed - good).abs() <= VISIBLE_CHANGE).all(1, keepdim=True)).all():
             raise ConfigError(f"{kept} masks of all that changed; it changed pixels outside of them")
         return changed, masks
 
@@ -124,9 +112,17 @@ class CanvasAnomaly(PseudoAnomaly):
 
     place: tuple[float, float] | None = None
 
+    limits: ClassVar[Limits] = {}
+    """Between what parameters, or pairs of them in rising order, must lie."""
+
     def __post_init__(self) -> None:
         if self.place is not None and not (len(self.place) == 2 and all(0 <= p <= 1 for p in self.place)):
             raise ValueError(f"place must be two numbers between 0 and 1, got {self.place}")
+        for name, (low, high) in self.limits.items():
+            value = getattr(self, name)
+            first, last = value if isinstance(value, tuple) else (value, value)
+            if not low <= first <= last <= high:
+                raise ValueError(f"{name} must lie between {low:g} and {high:g}, smaller value first, got {value}")
 
     @abstractmethod
     def draw(self, canvas: Canvas, images: Tensor, generator: torch.Generator) -> None:
@@ -175,10 +171,12 @@ class ConfettiNoise(CanvasAnomaly):
     colour: tuple[float, float] = (-1.0, 1.0)
     min_change: float = 0.025
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_limits(self, count=(1, 64), rotation=(0, 180), colour=(-1, 1), side=(0, 1), blur=(0, 1), dark=(0, 1))
-        check_limits(self, min_change=(0, 1))
+    limits: ClassVar[Limits] = {
+        "count": (1, 64),
+        "rotation": (0, 180),
+        "colour": (-1, 1),
+        **dict.fromkeys(("side", "blur", "dark", "min_change"), (0, 1)),
+    }
 
     def draw(self, canvas: Canvas, images: Tensor, generator: torch.Generator) -> None:
         """Add squares one after the other, each to the result of those before."""
@@ -195,12 +193,14 @@ class ConfettiNoise(CanvasAnomaly):
         colours = lerp(torch.stack(colour, 1), *self.colour).masked_fill(dark[:, None] < self.dark, -1.0).to(device)
 
         reach = side / 2 * (cos.abs() + sin.abs()) + 3 * self.blur * short  # further out: < VISIBLE_CHANGE
-        top, left, tall, wide = windows_around(y, x, reach, reach, canvas.size)
-        tall = tall * (count > torch.arange(most, device=count.device)[:, None])
+        (tops, heights), (lefts, widths) = (
+            window_around(c, reach, s) for c, s in zip((y, x), canvas.size, strict=True)
+        )
+        heights = heights * (count > torch.arange(most, device=count.device)[:, None])
         squares = torch.stack((y, x, cos, sin, side, side), 1).to(device)
-        for square, colour, *window in zip(squares, colours, top, left, tall, wide, strict=True):
+        for square, colour, top, left, tall, wide in zip(squares, colours, tops, lefts, heights, widths, strict=True):
             square, colour = Shapes(*square), colour * self._sign(canvas, images, Shapes(*square), colour)
-            pixels = Windows(*window).pixels(device)
+            pixels = list_pixels(top, left, tall, wide, device)
             at = canvas.locate(images.index_select(0, pixels.shape), pixels.y, pixels.x)
             canvas.write(at, canvas.read(at, changed=True) + self._noise(canvas, square, colour, pixels))
 
@@ -231,9 +231,7 @@ class _Paste(CanvasAnomaly):
     candidates: int = 4
     min_change: float = 0.025
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_limits(self, rotation=(0, 180), jitter=(0, 0.5), candidates=(1, 64), min_change=(0, 1))
+    limits: ClassVar[Limits] = {"rotation": (0, 180), "jitter": (0, 0.5), "candidates": (1, 64), "min_change": (0, 1)}
 
     @abstractmethod
     def _size(self, draws: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
@@ -244,14 +242,15 @@ class _Paste(CanvasAnomaly):
         device, tried = images.device, self.candidates
         draws = torch.rand((7 + 2 * tried, len(images)), generator=generator, device=generator.device)
         size, angle, jitter, take, put = draws.split((2, 1, 4, tried, tried))
-        pairs, tall, wide = self._pairs(size, angle[0], take, put, *canvas.size)
-        pairs, luma = self._choose(canvas, images, pairs.to(device))
+        target, source, corner, tall, wide = self._pairs(size, angle[0], take, put, *canvas.size)
+        target, source = target.to(device), source.to(device)
+        pick, luma = self._choose(canvas, images, target, source)
+        target, source, (top, left) = target.pick(pick), source[:, pick], corner.to(device)[:, pick]
         matrix, gain = (t.to(device) for t in _jitter(jitter, self.jitter))
 
-        top, left = pairs.corner
-        pixels = Windows(top, left, tall, wide).pixels(device)
+        pixels = list_pixels(top, left, tall, wide, device)
         image = images.index_select(0, pixels.shape)
-        inside, source_y, source_x = pairs.source_of(pixels)
+        inside, source_y, source_x = _source_of(pixels, target, source)
         red, green, blue = canvas.read(canvas.locate(image, source_y, source_x))
         m = matrix.index_select(1, pixels.shape).unflatten(0, (3, 3))
         values = m[:, 0] * red + m[:, 1] * green + m[:, 2] * blue + (gain * luma)[pixels.shape]
@@ -260,8 +259,11 @@ class _Paste(CanvasAnomaly):
 
     def _pairs(
         self, size: Tensor, angle: Tensor, take: Tensor, put: Tensor, height: int, width: int
-    ) -> tuple[_Pairs, Tensor, Tensor]:
-        """Return ``candidates``·n pairs, and heights and widths, (n,) int64, of the targets' windows."""
+    ) -> tuple[Shapes, Tensor, Tensor, Tensor, Tensor]:
+        """Return N = ``candidates``·n targets, the centres (2, N) of their sources, and their windows.
+
+        These are upper left corners (2, N), and heights and widths (n,), int64, which all candidates of an image share.
+        """
         h, w = self._size(size, height, width)
         # A rotated rectangle thinner than 2 px could fall between the pixel centres.
         h, w = h.round().clamp(2, height), w.round().clamp(2, width)
@@ -282,50 +284,22 @@ class _Paste(CanvasAnomaly):
             top = (y * height - tall / 2).round().clamp(min=0).minimum(height - tall).long().expand_as(top)
             left = (x * width - wide / 2).round().clamp(min=0).minimum(width - wide).long().expand_as(left)
         target = (top + (tall - 1) / 2, left + (wide - 1) / 2, cos, sin, h, w)
-        pairs = _Pairs(
-            Shapes(*(t.expand(top.shape).flatten() for t in target)),
-            torch.stack((top, left)).flatten(1),
-            source.flatten(1),
-        )
-        return pairs, tall.long(), wide.long()
+        targets = Shapes(*(t.expand(top.shape).flatten() for t in target))
+        return targets, source.flatten(1), torch.stack((top, left)).flatten(1), tall.long(), wide.long()
 
-    def _choose(self, canvas: Canvas, images: Tensor, pairs: _Pairs) -> tuple[_Pairs, Tensor]:
-        """Return the pair to use for each image, and the mean luma of its source's probes, (n,)."""
+    def _choose(self, canvas: Canvas, images: Tensor, targets: Shapes, sources: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the number of the pair to use for each image, and the mean luma of its source's probes, (n,)."""
         n = len(images)
-        probes = pairs.target.probe(*canvas.size)
+        probes = targets.probe(*canvas.size)
         image = images[probes.shape % n]
-        source = canvas.read(canvas.locate(image, *pairs.source_of(probes)[1:]))
+        source = canvas.read(canvas.locate(image, *_source_of(probes, targets, sources)[1:]))
         target = canvas.read(canvas.locate(image, probes.y, probes.x))
         change = (source - target).abs().view(3, -1, n, PROBES**2).mean((0, 3))
         order = 2 - torch.arange(self.candidates, device=images.device)[:, None] / self.candidates  # above any change
         rank = torch.where(change >= self.min_change, order, change)
         pick = rank.argmax(0) * n + torch.arange(n, device=images.device)
         red, green, blue = source.unflatten(1, (-1, PROBES**2)).mean(2)[:, pick]
-        return pairs.pick(pick), _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
-
-
-class _Pairs(NamedTuple):
-    """Targets of pastes, the upper left corners of their windows, (2, N), and the centres of their sources, (2, N)."""
-
-    target: Shapes
-    corner: Tensor
-    source: Tensor
-
-    def to(self, device: torch.device) -> _Pairs:
-        return _Pairs(self.target.to(device), self.corner.to(device), self.source.to(device))
-
-    def pick(self, which: Tensor) -> _Pairs:
-        return _Pairs(self.target.pick(which), self.corner[:, which], self.source[:, which])
-
-    def source_of(self, pixels: Pixels) -> tuple[Tensor, Tensor, Tensor]:
-        """Return whether pixels lie inside their turned targets, and the nearest pixels of the upright sources."""
-        target = self.target.pick(pixels.shape)
-        v, u = target.local(pixels.y, pixels.x)
-        h, w = target.tall / 2, target.wide / 2
-        inside = (v.abs() < h) & (u.abs() < w)
-        v, u = torch.maximum(torch.minimum(v, h - 0.5), 0.5 - h), torch.maximum(torch.minimum(u, w - 0.5), 0.5 - w)
-        y, x = self.source.index_select(1, pixels.shape)
-        return inside, (y + v).round().long(), (x + u).round().long()
+        return pick, _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -354,9 +328,7 @@ class CutPaste(_Paste):
     area: tuple[float, float] = (0.02, 0.15)
     aspect: tuple[float, float] = (0.3, 3.3)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_limits(self, area=(0, 1), aspect=(1e-3, 1e3))
+    limits: ClassVar[Limits] = {**_Paste.limits, "area": (0, 1), "aspect": (1e-3, 1e3)}
 
     def _size(self, draws: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         area = lerp(draws[0], *self.area) * (height * width)
@@ -380,9 +352,7 @@ class CutPasteScar(_Paste):
     width: tuple[float, float] = (2 / 256, 16 / 256)
     length: tuple[float, float] = (10 / 256, 25 / 256)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_limits(self, width=(0, 1), length=(0, 1))
+    limits: ClassVar[Limits] = {**_Paste.limits, "width": (0, 1), "length": (0, 1)}
 
     def _size(self, draws: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         return lerp(draws[0], *self.length) * min(height, width), lerp(draws[1], *self.width) * min(height, width)
@@ -435,7 +405,10 @@ class PseudoAnomalies:
         Images that are not chosen come back bit for bit, with an empty mask.
         """
         canvas = Canvas(images)
-        count = self._count(len(images), generator)
+        share = round(self.ratio * len(images), 9)
+        count = math.floor(share)
+        if share > count:  # no draw where there is nothing to decide
+            count += int(torch.rand((), generator=generator, device=generator.device).item() < share - count)
         order = torch.randperm(len(images), generator=generator, device=generator.device)[:count].to(images.device)
         offset = torch.rand((), generator=generator, device=generator.device).item()
         # Systematic sampling: a kind takes the points j + offset, j = 0, 1, …, within its stretch of [0, count).
@@ -445,13 +418,6 @@ class PseudoAnomalies:
             if start < stop:
                 kind.draw(canvas, order[start:stop], generator)
         return canvas.out, canvas.masks
-
-    def _count(self, images: int, generator: torch.Generator) -> int:
-        share = round(self.ratio * images, 9)
-        count = math.floor(share)
-        if share > count:  # no draw where there is nothing to decide
-            count += int(torch.rand((), generator=generator, device=generator.device).item() < share - count)
-        return count
 
 
 def _build(name: str, options: Mapping[str, Any]) -> PseudoAnomaly:
@@ -468,6 +434,16 @@ def _build(name: str, options: Mapping[str, Any]) -> PseudoAnomaly:
 
 def _below(draws: Tensor, limit: Tensor) -> Tensor:
     return torch.minimum((draws * limit).long(), limit - 1)  # the product may round up to the limit
+
+
+def _source_of(pixels: Pixels, targets: Shapes, sources: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return whether pixels lie inside their turned targets, and the nearest pixels of the upright sources."""
+    target, (y, x) = targets.pick(pixels.shape), sources.index_select(1, pixels.shape)
+    v, u = target.local(pixels.y, pixels.x)
+    h, w = target.tall / 2, target.wide / 2
+    inside = (v.abs() < h) & (u.abs() < w)
+    v, u = torch.maximum(torch.minimum(v, h - 0.5), 0.5 - h), torch.maximum(torch.minimum(u, w - 0.5), 0.5 - w)
+    return inside, (y + v).round().long(), (x + u).round().long()
 
 
 def _jitter(draws: Tensor, jitter: float) -> tuple[Tensor, Tensor]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from ..canvas import Canvas, Pixels, Shapes, Windows, check_limits, lerp, log_lerp, windows_around
-from ..pseudo import CanvasAnomaly
+from ..canvas import Canvas, Shapes, lerp, list_pixels, log_lerp, window_around
+from ..pseudo import CanvasAnomaly, Limits
 
 CELLS = 8
 """Cells per side of the lattice of a smooth noise."""
@@ -50,91 +50,77 @@ class Blemish(CanvasAnomaly):
     texture: float = 0.2
     grey: float = 0.6
 
+    limits: ClassVar[Limits] = {
+        "count": (1, 64),
+        "length": (1e-6, 4),
+        "aspect": (1, 1e3),
+        "contrast": (1e-6, 1),
+        "grey": (0, 1),
+        **dict.fromkeys(("colour", "elsewhere", "texture"), (0, 1e6)),
+    }
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_limits(self, count=(1, 64), length=(1e-6, 4), aspect=(1, 1e3), contrast=(1e-6, 1), grey=(0, 1))
-        check_limits(self, colour=(0, 1e6), elsewhere=(0, 1e6), texture=(0, 1e6))
         if not self.colour + self.elsewhere + self.texture:
             raise ValueError("colour, elsewhere and texture are all 0; give one a weight")
 
     def draw(self, canvas: Canvas, images: Tensor, generator: torch.Generator) -> None:
         """Draw blemishes one after the other, each onto the result of those before."""
-        n, most, device, home = len(images), self.count[1], images.device, generator.device
+        (height, width), n, most = canvas.size, len(images), self.count[1]
+        device, home = images.device, generator.device
         draws = torch.rand((1 + 15 * most, n), generator=generator, device=home)
         lattices = torch.rand((most, 2, n, CELLS + 1, CELLS + 1), generator=generator, device=home).to(device)
         count = lerp(draws[0], self.count[0], most + 1).floor()
-        for k, (draw, (border, clouds)) in enumerate(zip(draws[1:].unflatten(0, (most, 15)), lattices, strict=True)):
-            ellipse, window = self._outline(self._named(draw), canvas.size)
-            drawn, ellipse = self._named(draw.to(device)), ellipse.to(device)
-            pixels = window._replace(tall=window.tall * (count > k)).pixels(device)
-            shape = pixels.shape
-            at = canvas.locate(images.index_select(0, shape), pixels.y, pixels.x)
+        for k, (drawn, (border, clouds)) in enumerate(zip(draws[1:].unflatten(0, (most, 15)), lattices, strict=True)):
+            length, aspect, angle, y, x, cells, softness, filling, contrast, grey, *tint, down, right = drawn
+            y, x = self._placed(y, x)
+            ellipse, (top, left, tall, wide) = self._outline(canvas.size, length, aspect, angle, y, x)
+            ellipse, pixels = ellipse.to(device), list_pixels(top, left, tall * (count > k), wide, device)
+            soft, filling = log_lerp(softness, 0.1, 1.0), filling * (self.colour + self.elsewhere + self.texture)
+            cells, soft, filling, down, right = (
+                t.to(device) for t in (cells, soft, filling, (down * height).long(), (right * width).long())
+            )
+            shape, image = pixels.shape, images.index_select(0, pixels.shape)
+            at = canvas.locate(image, pixels.y, pixels.x)
             old = canvas.read(at, changed=True)
+
             v, u = ellipse.pick(shape).local(pixels.y, pixels.x)
             v, u = v * (2 / ellipse.tall)[shape], u * (2 / ellipse.wide)[shape]  # the ellipse is the unit circle
-            rough = value_noise(border, shape, v, u, 2 + 4 * drawn.cells)
-            soft = log_lerp(drawn.softness, 0.1, 1.0)[shape]
-            opacity = ((1 - v.square() - u.square() + 1.6 * (rough - 0.5)) / soft).clamp(0, 1)
-            cloud = value_noise(clouds, shape, v, u, 3 + 5 * drawn.cells) - 0.5
-            filling = self._filling(canvas, images, drawn, pixels, old, 2 * cloud)
-            canvas.write(at, old + opacity * (filling - old))
+            rough = value_noise(border, shape, v, u, 2 + 4 * cells)
+            opacity = ((1 - v.square() - u.square() + 1.6 * (rough - 0.5)) / soft[shape]).clamp(0, 1)
 
-    def _named(self, draws: Tensor) -> _Draws:
-        """Give the uniform draws (15, n) of a blemish their names, and it its place."""
-        named = _Draws(draws[10:13], draws[13:], *draws[:10])
-        y, x = self._placed(named.y, named.x)
-        return named._replace(y=y, x=x)
+            colour = self._colour(canvas, images, y, x, torch.stack(tint), contrast, grey).index_select(1, shape)
+            cloud = value_noise(clouds, shape, v, u, 3 + 5 * cells) - 0.5
+            source = canvas.locate(image, (pixels.y + down[shape]) % height, (pixels.x + right[shape]) % width)
+            moved = canvas.read(source) + colour / 4  # some of a blank image's surroundings equal it
+            pick = filling[shape]
+            filled = torch.where(pick < self.colour + self.elsewhere, moved, old + 2 * cloud * colour)
+            filled = torch.where(pick < self.colour, old + colour, filled)
+            canvas.write(at, old + opacity * (filled - old))
 
-    def _outline(self, drawn: _Draws, size: tuple[int, int]) -> tuple[Shapes, Windows]:
+    def _outline(
+        self, size: tuple[int, int], length: Tensor, aspect: Tensor, angle: Tensor, y: Tensor, x: Tensor
+    ) -> tuple[Shapes, tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Return ellipses, and the windows that hold them however their borders are roughened."""
-        height, width = size
-        tall = (log_lerp(drawn.length, *self.length) * min(size)).clamp(min=3)
-        wide = (tall / log_lerp(drawn.aspect, *self.aspect)).clamp(min=2)
-        angle = math.pi * drawn.angle
-        ellipse = Shapes(drawn.y * height - 0.5, drawn.x * width - 0.5, angle.cos(), angle.sin(), tall, wide)
-        cos, sin, outside = ellipse.cos, ellipse.sin, math.sqrt(1.8) / 2  # opacity is 0 there: 1 - r² + 1.6 · ½ < 0
-        reach_y, reach_x = torch.hypot(tall * cos, wide * sin) * outside, torch.hypot(tall * sin, wide * cos) * outside
-        return ellipse, windows_around(ellipse.y, ellipse.x, reach_y, reach_x, size)
+        tall = (log_lerp(length, *self.length) * min(size)).clamp(min=3)
+        wide = (tall / log_lerp(aspect, *self.aspect)).clamp(min=2)
+        y, x, cos, sin = y * size[0] - 0.5, x * size[1] - 0.5, (math.pi * angle).cos(), (math.pi * angle).sin()
+        outside = math.sqrt(1.8) / 2  # opacity is 0 there: 1 - r² + 1.6 · ½ < 0
+        top, down = window_around(y, torch.hypot(tall * cos, wide * sin) * outside, size[0])
+        left, right = window_around(x, torch.hypot(tall * sin, wide * cos) * outside, size[1])
+        return Shapes(y, x, cos, sin, tall, wide), (top, left, down, right)
 
-    def _filling(
-        self, canvas: Canvas, images: Tensor, drawn: _Draws, pixels: Pixels, old: Tensor, cloud: Tensor
+    def _colour(
+        self, canvas: Canvas, images: Tensor, y: Tensor, x: Tensor, tint: Tensor, contrast: Tensor, grey: Tensor
     ) -> Tensor:
-        """Return what pixels become where a blemish is opaque, (3, N); ``cloud`` lies between -1 and 1."""
-        (shape, y, x), (height, width) = pixels, canvas.size
-        colour = self._colour(canvas, images, drawn).index_select(1, shape)
-        down, right = (drawn.shift * drawn.shift.new_tensor([[height], [width]])).long()
-        source = canvas.locate(images[shape], (y + down[shape]) % height, (x + right[shape]) % width)
-        moved = canvas.read(source) + colour / 4  # some of a blank image's surroundings equal it
-        pick = drawn.filling[shape] * (self.colour + self.elsewhere + self.texture)
-        filling = torch.where(pick < self.colour + self.elsewhere, moved, old + cloud * colour)
-        return torch.where(pick < self.colour, old + colour, filling)
-
-    def _colour(self, canvas: Canvas, images: Tensor, drawn: _Draws) -> Tensor:
         """Return the change of colour of each blemish, (3, n); darker instead of lighter where that shows more."""
-        centre = ((t * s).long().clamp(max=s - 1) for t, s in zip((drawn.y, drawn.x), canvas.size, strict=True))
-        grey = torch.where(drawn.tint[0] < 0.5, -1.0, 1.0)
-        tint = torch.where(drawn.grey < self.grey, grey, 2 * drawn.tint - 1)
-        colour = tint / tint.abs().amax(0) * log_lerp(drawn.contrast, *self.contrast)
-        seen = canvas.read(canvas.locate(images, *centre), changed=True)
+        alike = torch.where(tint[0] < 0.5, -1.0, 1.0)
+        tint = torch.where(grey < self.grey, alike, 2 * tint - 1)
+        colour = (tint / tint.abs().amax(0) * log_lerp(contrast, *self.contrast)).to(images.device)
+        centre = ((t * s).long().clamp(max=s - 1) for t, s in zip((y, x), canvas.size, strict=True))
+        seen = canvas.read(canvas.locate(images, *(t.to(images.device) for t in centre)), changed=True)
         more, less = (((seen + s * colour).clamp(0, 1) - seen).abs().mean(0) for s in (1, -1))
         return torch.where(more < 0.4 * less, -colour, colour)
-
-
-class _Draws(NamedTuple):
-    """Uniform draws of a blemish: colour (3, n), shift of content from elsewhere (2, n), and the rest (n,) each."""
-
-    tint: Tensor
-    shift: Tensor
-    length: Tensor
-    aspect: Tensor
-    angle: Tensor
-    y: Tensor
-    x: Tensor
-    cells: Tensor
-    softness: Tensor
-    filling: Tensor
-    contrast: Tensor
-    grey: Tensor
 
 
 def value_noise(lattice: Tensor, shape: Tensor, v: Tensor, u: Tensor, cells: Tensor) -> Tensor:

@@ -125,7 +125,7 @@ def test_value_noise_passes_through_its_lattice_without_jumps() -> None:
 def test_blemish_windows_hold_every_pixel_that_noise_can_reach(size: tuple[int, int]) -> None:
     kind = Blemish(length=(0.05, 1.5), aspect=(1.0, 20.0))
     draws = torch.rand((15, 300), generator=seeded(6))
-    _, found = kind._outline(kind._named(draws), size)
+    _, found = kind._outline(size, *draws[:5])
     rows, columns = np.arange(size[0])[:, None], np.arange(size[1])
     tight = 0
     top_left, extents = (torch.stack(t, 1).tolist() for t in (found[:2], found[2:]))
@@ -148,8 +148,8 @@ def test_blemish_windows_hold_every_pixel_that_noise_can_reach(size: tuple[int, 
 
 def test_lengths_and_contrasts_of_blemishes_are_log_uniform() -> None:
     kind = Blemish(count=(1, 1), length=(0.1, 0.8), aspect=(1.0, 1.0), contrast=(0.1, 0.4), elsewhere=0, texture=0)
-    draws = kind._named(torch.rand((15, 3000), generator=seeded(1)))
-    ellipse, _ = replace(kind, aspect=(1.0, 12.0))._outline(draws, (256, 300))
+    draws = torch.rand((15, 3000), generator=seeded(1))
+    ellipse, _ = replace(kind, aspect=(1.0, 12.0))._outline((256, 300), *draws[:5])
     assert kstest(ellipse.tall / 256, loguniform(0.1, 0.8).cdf).pvalue > 0.01
     # The short axis of the shortest is cut off at 2 px.
     assert kstest((ellipse.tall / ellipse.wide)[ellipse.tall > 26], loguniform(1, 12).cdf).pvalue > 0.01

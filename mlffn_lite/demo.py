@@ -12,7 +12,7 @@ from . import metrics
 from .config import Config
 from .datasets.folder import Split
 from .datasets.sources import Parts
-from .detector import AnomalyDetector, Prediction
+from .detector import AnomalyDetector, Prediction, fitted
 from .errors import CheckpointError
 from .figures import curve_figure, heatmap_panel, save_figure, score_histogram, training_curves
 from .page import ReportFigure, write_report
@@ -66,8 +66,6 @@ def write_run_report(
     image_roc = metrics.roc_curve(prediction.scores, labels)
     pixel_roc = metrics.roc_curve(prediction.maps.flatten(), masks.flatten())
     region = metrics.region_curve(prediction.maps, masks)
-    scale = detector.calibration
-    assert scale is not None
     save_figure(_panel(parts.test, prediction, detector, [0.5]), folder / PANEL, alt=_PANEL_ALT)
     return write_report(
         folder / REPORT,
@@ -90,7 +88,7 @@ def write_run_report(
             ),
             ReportFigure(
                 "Image scores",
-                score_histogram(prediction.scores, labels, scale.threshold),
+                score_histogram(prediction.scores, labels, fitted(detector).threshold),
                 "The threshold is the 99th percentile of the scores of the good training images.",
                 "Histogram of the scores of good and anomalous test images with the threshold.",
             ),
@@ -113,8 +111,7 @@ def _panel(test: Split, prediction: Prediction, detector: AnomalyDetector, ranks
         members = torch.tensor([i for i, d in enumerate(test.defects) if d == defect])
         order = members[prediction.scores[members].argsort(descending=True)]
         chosen += [int(order[round(rank * (len(order) - 1))]) for rank in ranks]
-    scale = detector.calibration
-    assert scale is not None
+    scale = fitted(detector)
     return heatmap_panel(
         test.images()[chosen],
         prediction.maps[chosen],

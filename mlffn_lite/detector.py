@@ -12,7 +12,6 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from . import metrics, registry
 from .config import Config
@@ -420,6 +419,13 @@ class AnomalyDetector:
         return open_source(source, self.config.data, shape=self.shape if self.calibration else None)
 
 
+def fitted(detector: AnomalyDetector) -> Calibration:
+    """Return the calibration of a fitted detector; ValueError if it is not fitted."""
+    if detector.calibration is None:
+        raise ValueError("the detector is not fitted: call fit or load first")
+    return detector.calibration
+
+
 def measure(prediction: Prediction, split: Split) -> dict[str, float]:
     """Return the three metrics of a split's prediction, see :meth:`AnomalyDetector.evaluate`."""
     known = split.has_mask
@@ -429,11 +435,6 @@ def measure(prediction: Prediction, split: Split) -> dict[str, float]:
         "pixel_auroc": metrics.pixel_auroc(maps, masks),
         "pro": metrics.pro(maps, masks),
     }
-
-
-def upsample(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:
-    """Bring maps (B, 1, h, w) to ``size`` bilinearly; returns (B, H, W), float32."""
-    return functional.interpolate(maps.float(), size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def batches(split: Split) -> Iterator[Tensor]:

@@ -22,6 +22,7 @@ from .datasets.folder import Split
 from .detector import PREDICT_BATCH, AnomalyDetector, batches
 from .errors import CheckpointError, ConfigError
 from .layers import no_autocast, resize
+from .storage import load_module
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -93,13 +94,7 @@ class BackboneDetector(AnomalyDetector):
         return {**{f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}, **self._own_tensors()}
 
     def _restore(self, tensors: dict[str, Tensor], path: Path) -> None:
-        weights = {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-        try:
-            self.backbone.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"checkpoint {path} does not fit its configuration; restore its config.toml"
-            ) from error
+        load_module(self.backbone, tensors, "backbone.", path)
         self._restore_own(tensors, path)
 
 

@@ -206,19 +206,19 @@ def training_curves(history: pd.DataFrame) -> Figure:
 
 
 @mpl.rc_context(STYLE)
-def png_bytes(figure: Figure, *, alt: str, caption: str | None = None, dpi: int = DPI) -> bytes:
-    """Render a figure as PNG: the same bytes every time, ``alt`` in its field Description, ``caption`` in Comment."""
+def png_bytes(figure: Figure, *, alt: str, dpi: int = DPI) -> bytes:
+    """Render a figure as PNG: the same bytes every time, ``alt`` in its field Description."""
     if not alt.strip():
         raise ValueError("alt must describe the figure to someone who cannot see it")
     buffer = io.BytesIO()
-    metadata = {"Software": None, "Description": alt} | ({"Comment": caption} if caption else {})
+    metadata = {"Software": None, "Description": alt}
     figure.savefig(buffer, format="png", dpi=dpi, metadata=metadata, facecolor="white", pil_kwargs={"optimize": True})
     return buffer.getvalue()
 
 
-def save_figure(figure: Figure, path: str | Path, *, alt: str, caption: str | None = None) -> Path:
+def save_figure(figure: Figure, path: str | Path, *, alt: str) -> Path:
     """Write a figure as :func:`png_bytes` renders it, whole or not at all; returns the path."""
-    write_atomic(Path(path), png_bytes(figure, alt=alt, caption=caption))
+    write_atomic(Path(path), png_bytes(figure, alt=alt))
     return Path(path)
 
 

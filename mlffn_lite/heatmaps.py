@@ -14,7 +14,7 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from .datasets.folder import few, list_images, map_threads, open_image, read_image
-from .detector import PREDICT_BATCH, AnomalyDetector
+from .detector import PREDICT_BATCH, AnomalyDetector, fitted
 from .errors import DataError, UnreadableError
 from .figures import overlay
 from .storage import write_atomic
@@ -51,9 +51,7 @@ def write_predictions(
     DataError
         If an image cannot be read, or there is none. All are checked before anything is written.
     """
-    scale = detector.calibration
-    if scale is None:
-        raise ValueError("the detector is not fitted: call fit or load first")
+    scale = fitted(detector)
     paths = _readable(_collect(images), skip_bad)
     names = _unique_names(paths)
     rows = []
@@ -64,7 +62,9 @@ def write_predictions(
         for path, name, heat, score in zip(chunk, names[start:], maps, scores.tolist(), strict=False):
             picture = read_image(path)
             full = functional.interpolate(heat[None, None], size=picture.shape[1:], mode="bilinear")[0, 0]
-            _write_png(folder / f"{name}_heatmap.png", overlay(picture, full, scale.low, scale.high))
+            png = io.BytesIO()
+            Image.fromarray(overlay(picture, full, scale.low, scale.high)).save(png, format="PNG")
+            write_atomic(folder / f"{name}_heatmap.png", png.getvalue())
             rows.append((str(path), score, score > scale.threshold, f"{name}_heatmap.png"))
             bar.update()
     bar.close()
@@ -115,9 +115,3 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
             candidate, number = f"{name}_{number}", number + 1
         names[candidate] = None
     return list(names)
-
-
-def _write_png(path: Path, pixels: object) -> None:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG")  # type: ignore[arg-type]
-    write_atomic(path, buffer.getvalue())

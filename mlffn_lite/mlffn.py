@@ -13,7 +13,8 @@ from .config import Config
 from .datasets.folder import Split
 from .features import BackboneDetector, upsample
 from .network import MLFFN
-from .training import Generator, Trainer, load_model
+from .storage import load_module
+from .training import Generator, Trainer
 
 
 class MLFFNDetector(BackboneDetector):
@@ -79,13 +80,13 @@ class MLFFNDetector(BackboneDetector):
 
     def _restore_own(self, tensors: dict[str, Tensor], path: Path) -> None:
         shared = {f"model.backbone.{k}": v for k, v in self.backbone.state_dict().items()}
-        load_model(self.network, shared | tensors, path)
+        load_module(self.network, shared | tensors, "model.", path)
 
     def _tensors(self) -> dict[str, Tensor]:
         return {f"model.{k}": v for k, v in self.network.state_dict().items()}
 
     def _restore(self, tensors: dict[str, Tensor], path: Path) -> None:
-        load_model(self.network, tensors, path)
+        load_module(self.network, tensors, "model.", path)
 
     def _build(self) -> MLFFN:
         """Return a network whose initial weights depend on the seed alone."""

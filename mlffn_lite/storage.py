@@ -16,7 +16,7 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import __version__
 from .errors import CheckpointError, MlffnError
@@ -93,6 +93,14 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise CheckpointError(
             f"checkpoint {path} is truncated or not ours ({error}); train again or use a copy"
         ) from error
+
+
+def load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
+    """Load the tensors of the checkpoint ``path`` whose names begin with ``prefix``; CheckpointError if they misfit."""
+    try:
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+    except RuntimeError as error:
+        raise CheckpointError(f"checkpoint {path} does not fit its configuration; restore its config.toml") from error
 
 
 def read_history(path: Path) -> list[dict[str, float]]:

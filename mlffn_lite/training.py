@@ -26,7 +26,7 @@ from .errors import CheckpointError, TrainingError
 from .losses import LossTerms, resize_mask, total_loss
 from .network import MLFFN
 from .pseudo import PseudoAnomalies
-from .storage import CHECKPOINT, CONFIG, HISTORY, load_tensors, read_history, save_tensors, write_atomic
+from .storage import CHECKPOINT, CONFIG, HISTORY, load_module, load_tensors, read_history, save_tensors, write_atomic
 
 LOG_EVERY = 10
 """Steps between rows of the history; losses are read back from the device only then."""
@@ -239,7 +239,7 @@ class Trainer:
             )
         if state.get("data") != self.data:
             raise CheckpointError(f"the training images are not those of {self.folder}; train into another folder")
-        load_model(self.module, tensors, path)
+        load_module(self.module, tensors, "model.", path)
         slots: dict[int, dict[str, Tensor]] = {}
         parameters = self._parameters()
         for key, value in tensors.items():
@@ -320,15 +320,6 @@ def set_rate(optimizer: torch.optim.Optimizer, train: TrainConfig, step: int, st
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     return train.lr * factor
-
-
-def load_model(network: MLFFN, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load the ``model.*`` tensors of a checkpoint, strictly."""
-    state = {k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")}
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise CheckpointError(f"checkpoint {path} does not fit its configuration; restore its config.toml") from error
 
 
 def _like(value: Tensor, parameter: Tensor) -> Tensor:

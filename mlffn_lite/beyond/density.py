@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from ..backbones import STRIDES
 from ..config import Config
-from ..errors import CheckpointError
 from ..features import FrozenDetector, Moments, upsample
 from ..layers import area_pool, no_autocast, resize
+from ..storage import load_module
 
 EIGENVALUE_FLOOR = 0.01
 """Added at least to the eigenvalues of the correlation matrix, as a share of their mean: noise is not blown up."""
@@ -241,8 +241,7 @@ class DensityDetector(FrozenDetector):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        own = config.density
-        self.finest = [STRIDES.index(stride) for stride in own.strides]
+        self.finest = [STRIDES.index(stride) for stride in config.density.strides]
         self._density: MultiscaleDensity | None = None
 
     @property
@@ -272,10 +271,4 @@ class DensityDetector(FrozenDetector):
         return {f"density.{k}": v for k, v in self.density.state_dict().items()}
 
     def _restore_own(self, tensors: dict[str, Tensor], path: Path) -> None:
-        state = {k.removeprefix("density."): v for k, v in tensors.items() if k.startswith("density.")}
-        try:
-            self.density.load_state_dict(state)
-        except RuntimeError as error:
-            raise CheckpointError(
-                f"checkpoint {path} does not fit its configuration; restore its config.toml"
-            ) from error
+        load_module(self.density, tensors, "density.", path)

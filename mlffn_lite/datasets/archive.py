@@ -42,14 +42,8 @@ class _Resuming:
             response.raise_for_status()
             done = done if response.status_code == 206 else 0
             total = done + int(response.headers.get("Content-Length", 0))
-            bar = tqdm(
-                total=total or None,
-                initial=done,
-                desc=self.part.stem,
-                unit="B",
-                unit_scale=True,
-                disable=not self.progress,
-            )
+            expected, quiet = total or None, not self.progress
+            bar = tqdm(None, self.part.stem, expected, initial=done, unit="B", unit_scale=True, disable=quiet)
             with bar, self.part.open("ab" if done else "wb") as file:
                 for chunk in response.iter_content(1 << 16):
                     file.write(chunk)

@@ -232,10 +232,8 @@ _CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
-def _load() -> dict[str, PublicSet]:
-    tables = tomllib.loads(Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8"))
-    return {n: PublicSet(name=n, **{**t, "categories": tuple(t.get("categories", ()))}) for n, t in tables.items()}
-
-
-CATALOG: dict[str, PublicSet] = _load()
+CATALOG: dict[str, PublicSet] = {
+    name: PublicSet(name=name, **{**table, "categories": tuple(table.get("categories", ()))})
+    for name, table in tomllib.loads(Path(__file__).with_name("catalog.toml").read_text(encoding="utf-8")).items()
+}
 """The known sets by name."""

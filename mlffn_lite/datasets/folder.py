@@ -129,14 +129,14 @@ def upright(image: Image.Image, name: object) -> Image.Image:
         raise DataError(f"{name}: cannot be read ({error})") from error
     if min(image.size) < MIN_SIDE:
         raise DataError(f"{name}: {times(image)} pixels; each side must have at least {MIN_SIDE}")
-    if image.mode == "LAB" or (image.mode in _TOP and not _in_range(image)):
+    if image.mode == "LAB" or (image.mode in _TOP and not in_range(np.asarray(image), _TOP[image.mode])):
         raise DataError(f"{name}: mode {image.mode} with values that have no known range; save it with 8 or 16 bits")
     return image
 
 
-def _in_range(image: Image.Image) -> bool:
-    values = np.asarray(image)
-    return bool(values.min() >= 0 and values.max() <= _TOP[image.mode])  # False for NaN
+def in_range(values: np.ndarray | Tensor, top: float = 1) -> bool:
+    """Whether all values lie between 0 and ``top``; False for NaN."""
+    return bool(values.min() >= 0 and values.max() <= top)
 
 
 def read_image(path: str | Path, shape: tuple[int, int] | int | None = None) -> Tensor:
@@ -207,12 +207,14 @@ def _pair(shape: tuple[int, int] | int) -> tuple[int, int]:
     return (shape, shape) if isinstance(shape, int) else shape
 
 
-def common_shape(entries: Sequence[Entry], size: int) -> tuple[int, int]:
-    """Return the height and width that keep the images' median aspect ratio at about size² pixels.
+def common_shape(entries: Sequence[Entry], size: int, aspect: str = "keep") -> tuple[int, int]:
+    """Return the height and width that keep the images' median aspect ratio at about size² pixels, or a square.
 
     Both are multiples of 16, the coarsest stride of the network, and at least 32. Of files only headers are read; those
     that cannot be read are left out.
     """
+    if aspect == "square":
+        return size, size
     ratios = [r for r in map_threads(lambda entry: entry.log_aspect(), entries, None) if r is not None]
     ratio = float(np.exp(np.median(ratios))) if ratios else 1.0
     sides = size * np.sqrt(ratio), size / np.sqrt(ratio)
@@ -427,13 +429,6 @@ class AnomalyFolder(Parts):
     cache_bytes : int
         Memory for decoded pixels. A split that does not fit is decoded anew at each use.
 
-    Attributes
-    ----------
-    train, test : Split
-        The training split (all good) and the test split (may be empty).
-    shape : (int, int)
-        Height and width of all images and masks.
-
     Raises
     ------
     DataError
@@ -458,7 +453,7 @@ class AnomalyFolder(Parts):
         layout = scan(root)
         if missing := missing_good(layout):
             raise DataError(missing)
-        shape = shape or (common_shape(layout.train, size) if aspect == "keep" else (size, size))
+        shape = shape or common_shape(layout.train, size, aspect)
         train, faults = Split.read(layout.train, shape, "reading train", cache_bytes)
         if (needed := pixel_bytes(layout.train, shape)) <= cache_bytes:
             cache_bytes -= needed

@@ -102,16 +102,12 @@ def _open(
 
 
 def _checked(parts: Parts, data: DataConfig, shape: tuple[int, int] | None) -> Parts:
-    wanted = shape or _common_shape(parts.train.entries or parts.test.entries, data)
+    wanted = shape or folder.common_shape(parts.train.entries or parts.test.entries, data.size, data.aspect)
     if parts.shape != wanted:
         by = "the detector was fitted to" if shape else f"data.size={data.size} and data.aspect={data.aspect} ask for"
         found = f"{parts.root} was opened at (height, width) {parts.shape}, but {by} {wanted}"
         raise DataError(f"{found}; give the path itself, or open it with shape={wanted}")
     return parts
-
-
-def _common_shape(entries: list[Entry], data: DataConfig) -> tuple[int, int]:
-    return folder.common_shape(entries, data.size) if data.aspect == "keep" else (data.size, data.size)
 
 
 def _is_source(part: Any, data: DataConfig) -> bool:
@@ -227,7 +223,7 @@ def _read(items: _Items, data: DataConfig, shape: tuple[int, int] | None, skip_b
     found = list(map_threads(items.entry, range(len(items.values)), "inspecting"))
     # In this order training and test split are parts of one block of memory.
     entries = sorted((e for e in found if isinstance(e, _Item)), key=lambda e: (e.label, e.known))
-    shape = shape or _common_shape([e for e in entries if not e.label] or [*entries], data)
+    shape = shape or folder.common_shape([e for e in entries if not e.label] or entries, data.size, data.aspect)
     split, faults = Split.read(entries, shape, "reading images", cache)
     folder.report_faults([e for e in found if isinstance(e, str)] + faults, len(found), skip_bad)
     if not split:
@@ -320,14 +316,10 @@ def _eight_bits(pixels: np.ndarray, name: str) -> np.ndarray:
         return np.rint(pixels * (255 / 65535)).astype(np.uint8)
     if pixels.dtype.kind != "f":
         raise DataError(f"{name}: {pixels.dtype} values have no known range; give uint8, uint16, or float in [0, 1]")
-    if pixels.size and not _in_unit(pixels):
+    if pixels.size and not folder.in_range(pixels):
         advice = "divide 8-bit values by 255, do not normalise"
         raise DataError(f"{name}: float images must lie in [0, 1], without NaN; {advice}")
     return np.rint((pixels.astype(np.float32) if pixels.dtype == np.float16 else pixels) * 255).astype(np.uint8)
-
-
-def _in_unit(pixels: Any) -> bool:
-    return bool(pixels.min() >= 0 and pixels.max() <= 1)  # False for NaN
 
 
 def _reason(error: Exception) -> str:
@@ -370,7 +362,12 @@ def iterate_batches(images: Any, shape: tuple[int, int], batch: int) -> Iterator
 
     def read(index: int) -> Tensor:
         image, _, name = items.fetch(index)
-        if isinstance(image, Tensor) and image.shape == (3, *shape) and image.is_floating_point() and _in_unit(image):
+        if (
+            isinstance(image, Tensor)
+            and image.shape == (3, *shape)
+            and image.is_floating_point()
+            and folder.in_range(image)
+        ):
             return image.detach().float().cpu()
         return image_tensor(_to_image(image, name), shape)
 
@@ -378,7 +375,7 @@ def iterate_batches(images: Any, shape: tuple[int, int], batch: int) -> Iterator
         chunk = range(start, min(start + batch, len(items.values)))
         if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1:] == (3, *shape):
             ready = images[start : chunk.stop]
-            if ready.dtype == torch.uint8 or (ready.is_floating_point() and _in_unit(ready)):
+            if ready.dtype == torch.uint8 or (ready.is_floating_point() and folder.in_range(ready)):
                 yield ready if ready.dtype == torch.uint8 else ready.float()
                 continue
         pixels = list(map_threads(read, chunk, None))

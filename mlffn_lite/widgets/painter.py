@@ -12,10 +12,10 @@ from torch import Tensor
 from .. import registry
 from ..canvas import VISIBLE_CHANGE, Canvas
 from ..datasets.folder import Split
-from ..detector import AnomalyDetector
+from ..detector import AnomalyDetector, fitted
 from .controls import Explorer, ImagePicker, dropdown, row, seed, slider, table
 from .panels import Panel, Scene, number
-from .views import as_bytes, fitted, word
+from .views import as_bytes, word
 
 
 class PseudoPainter(Explorer):

@@ -8,7 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from ..datasets.folder import Split
-from ..detector import AnomalyDetector, Calibration, Prediction
+from ..detector import AnomalyDetector, Calibration, Prediction, fitted
 from .panels import Scene
 
 Source = AnomalyDetector | Prediction
@@ -53,13 +53,6 @@ class View:
     def _scene(self, index: int) -> Scene:
         image, mask = self.split.batch([index])
         return Scene(image[0].numpy(), mask[0].numpy(), self.heat(index))
-
-
-def fitted(detector: AnomalyDetector) -> Calibration:
-    """Return the calibration of a fitted detector; ValueError if it is not fitted."""
-    if detector.calibration is None:
-        raise ValueError("the detector is not fitted: call fit or load first")
-    return detector.calibration
 
 
 def as_bytes(images: Tensor) -> Tensor:

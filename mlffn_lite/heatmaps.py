@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,9 +12,9 @@ from PIL import Image
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from .datasets.folder import few, list_images, map_threads, open_image, read_image
+from .datasets.folder import few, list_images, map_threads, open_image, read_image, report_faults
 from .detector import PREDICT_BATCH, AnomalyDetector, fitted
-from .errors import DataError, UnreadableError
+from .errors import DataError
 from .figures import overlay
 from .storage import write_atomic
 
@@ -96,11 +95,9 @@ def _readable(paths: list[Path], skip_bad: bool) -> list[Path]:
 
     faults = dict(zip(paths, map_threads(fault, paths, "checking"), strict=True))
     bad = [text for text in faults.values() if text]
-    if bad and (not skip_bad or len(bad) == len(paths)):
-        kind = DataError if skip_bad else UnreadableError
-        raise kind(f"{len(bad)} of {len(paths)} images cannot be read: {few(bad)}; repair or remove them")
-    if bad:
-        warnings.warn(f"skipped {len(bad)} of {len(paths)} images: {few(bad)}", stacklevel=3)
+    if skip_bad and len(bad) == len(paths):
+        raise DataError(f"{len(bad)} of {len(paths)} images cannot be read: {few(bad)}; repair or remove them")
+    report_faults(bad, len(paths), skip_bad)
     return [p for p in paths if not faults[p]]
 
 

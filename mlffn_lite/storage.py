@@ -47,15 +47,12 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes files private
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise MlffnError(
             f"cannot write {path}: {error.strerror or error}; free space or choose another folder"
         ) from error
-    except BaseException:
+    finally:
         if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise
+            Path(temporary).unlink(missing_ok=True)  # gone already where all went well
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -13,11 +13,9 @@ picture's text alternative, ``alt``, is its accessible name in the browser and t
 from __future__ import annotations
 
 from .controls import Explorer, ImagePicker
-from .heatmaps import HeatmapExplorer
-from .painter import PseudoPainter, paint
+from .heatmaps import HeatmapExplorer, RunComparison
 from .panels import Region, find_regions
-from .parameters import PseudoExplorer
-from .runs import RunComparison
+from .pseudo import PseudoExplorer, PseudoPainter, paint
 
 __all__ = [
     "Explorer",

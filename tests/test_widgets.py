@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from course.explorers import PseudoExplorer, PseudoPainter, paint
 from mlffn_lite import registry
 from mlffn_lite.canvas import VISIBLE_CHANGE
 from mlffn_lite.config import Config
@@ -31,12 +32,9 @@ from mlffn_lite.widgets import (
     Explorer,
     HeatmapExplorer,
     ImagePicker,
-    PseudoExplorer,
-    PseudoPainter,
     Region,
     RunComparison,
     find_regions,
-    paint,
 )
 
 SIDE = 32

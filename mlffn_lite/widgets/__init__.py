@@ -1,4 +1,4 @@
-"""Explorers for notebooks: heatmaps, two runs side by side, and pseudo-anomalies by parameter or painted by hand.
+"""Explorers of heatmaps for notebooks: one detector, or two runs side by side.
 
 Each is a box of controls, a line of text (``label``), a picture and a table, without an ``Output`` widget: controls are
 set, and the outcome is read, by code as well as by hand, so an explorer works and is tested without a browser. A
@@ -15,16 +15,12 @@ from __future__ import annotations
 from .controls import Explorer, ImagePicker
 from .heatmaps import HeatmapExplorer, RunComparison
 from .panels import Region, find_regions
-from .pseudo import PseudoExplorer, PseudoPainter, paint
 
 __all__ = [
     "Explorer",
     "HeatmapExplorer",
     "ImagePicker",
-    "PseudoExplorer",
-    "PseudoPainter",
     "Region",
     "RunComparison",
     "find_regions",
-    "paint",
 ]

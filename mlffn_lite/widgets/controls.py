@@ -198,12 +198,6 @@ def dropdown(text: str, options: Sequence[Any], tooltip: str) -> w.Dropdown:
     return w.Dropdown(options=options, description=text, tooltip=tooltip, style=_STYLE, layout={"width": "15.5em"})
 
 
-def seed() -> w.BoundedIntText:
-    """Return a field for a seed."""
-    tooltip, layout = "Seed of all that is drawn at random", {"width": "15.5em"}
-    return w.BoundedIntText(0, min=0, max=9999, description="Seed", tooltip=tooltip, style=_STYLE, layout=layout)
-
-
 def slider(text: str, limits: tuple[float, float, float], value: Any, tooltip: str) -> w.Widget:
     """Return a slider for a number, or for a pair of numbers, with (least, most, step).
 

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, PngImagePlugin
 from scipy import ndimage
-from torch import Tensor
 
 from ..figures import _CMAP, overlay
 
@@ -28,11 +27,6 @@ def number(value: float) -> str:
     """Write a score with two or three figures."""
     size = abs(value)
     return f"{value:.0f}" if size >= 100 else f"{value:.1f}" if size >= 10 else f"{value:.{2 + (size < 0.1) * 2}f}"
-
-
-def as_bytes(images: Tensor) -> Tensor:
-    """Return images in [0, 1] as uint8."""
-    return (255 * images).round().byte()
 
 
 def word(anomalous: bool) -> str:

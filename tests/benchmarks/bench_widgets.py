@@ -1,4 +1,4 @@
-"""Time what a step of a slider costs: ``python tests/benchmarks/bench_widgets.py [--steps 50] [--size 128] ...``.
+"""Time what a step of a slider costs: ``PYTHONPATH=notebooks python tests/benchmarks/bench_widgets.py [--steps 50] [--size 128] ...``.
 
 Each step sets a control to a new value; the time includes everything up to the encoded picture. The painter also runs a
 detector of the preset lite on one image; how well that is trained does not matter here. Beside the time of the wall
@@ -18,11 +18,12 @@ from typing import Any
 
 import torch
 
+from course.explorers import PseudoExplorer, PseudoPainter
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.datasets.miniparts import miniparts_path
 from mlffn_lite.detector import AnomalyDetector
-from mlffn_lite.widgets import HeatmapExplorer, PseudoExplorer, PseudoPainter, RunComparison
+from mlffn_lite.widgets import HeatmapExplorer, RunComparison
 
 
 def between(control: Any) -> list[float]:

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import registry
-from ..canvas import VISIBLE_CHANGE, Canvas
-from ..datasets.folder import Split
-from ..detector import AnomalyDetector, fitted
-from .controls import Explorer, ImagePicker, dropdown, row, seed, slider, table
-from .panels import Panel, Scene, as_bytes, number, word
+from mlffn_lite import registry
+from mlffn_lite.canvas import VISIBLE_CHANGE, Canvas
+from mlffn_lite.datasets.folder import Split
+from mlffn_lite.detector import AnomalyDetector, fitted
+from mlffn_lite.widgets.controls import Explorer, ImagePicker, dropdown, row, slider, table
+from mlffn_lite.widgets.panels import Panel, Scene, number, word
 
 
 class PseudoExplorer(Explorer):
@@ -47,7 +47,7 @@ class PseudoExplorer(Explorer):
         if not len(Canvas(self._good).images):
             raise ValueError("there is no image to show")
         self.kind = dropdown("Kind", list(_LIMITS), "Kind of pseudo-anomaly")
-        self.seed = seed()
+        self.seed = _seed()
         self.parameters: dict[str, dict[str, w.Widget]] = {}
         for kind, limits in _LIMITS.items():
             start = registry.find("kinds", kind)()
@@ -69,7 +69,7 @@ class PseudoExplorer(Explorer):
         self.images, self.masks = self.generator(self._good, generator=torch.Generator().manual_seed(self.seed.value))
         shares = self.masks.float().mean((1, 2, 3))
         panels: list[Panel] = []
-        for image, mask, share in zip(as_bytes(self.images), self.masks[:, 0].numpy(), shares, strict=True):
+        for image, mask, share in zip(_as_bytes(self.images), self.masks[:, 0].numpy(), shares, strict=True):
             scene = Scene(image.numpy(), mask, side=136)
             area = 255 * scene.enlarge(mask)[..., None].astype(np.uint8).repeat(3, axis=2)
             line = np.full((4, area.shape[1], 3), 255, np.uint8)
@@ -161,7 +161,7 @@ class PseudoPainter(Explorer):
         self.y = slider("y", (0, 1, 0.02), 0.5, "Centre, from the top, in heights of the image")
         self.size = slider("Size", (0.02, 0.6, 0.02), 0.2, "Side or length, in image sides")
         self.strength = slider("Strength", (0, 1, 0.05), 1.0, "0: nothing changes; 1: the full pseudo-anomaly")
-        self.seed = seed()
+        self.seed = _seed()
         rows = row(self.kind, self.size, self.strength), row(self.seed, self.x, self.y)
         super().__init__(self.picker, *rows)
         self.picker.observe(self._picked, "chosen")
@@ -180,7 +180,7 @@ class PseudoPainter(Explorer):
         self.after = self._detector.predict(self.painted[None])
         low, high, threshold = self._scale.low, self._scale.high, self._scale.threshold
         mask, rows, scenes = self.mask.numpy(), [], []
-        for name, image, found in (("before", self._good, self.before), ("after", as_bytes(self.painted), self.after)):
+        for name, image, found in (("before", self._good, self.before), ("after", _as_bytes(self.painted), self.after)):
             heat, score = found.maps[0].numpy(), float(found.scores[0])
             peak = np.unravel_index(heat.argmax(), heat.shape)
             inside = number(heat[mask].mean()) if mask.any() else "–"
@@ -259,3 +259,15 @@ _SIZED: dict[str, Callable[[float], dict[str, Any]]] = {
     "scar": lambda size: {"length": (size, size), "width": (size / 4, size / 4)},
     "blemish": lambda size: {"count": (1, 1), "length": (size, size), "contrast": (0.8, 0.8)},
 }
+
+
+def _as_bytes(images: Tensor) -> Tensor:
+    """Return images in [0, 1] as uint8."""
+    return (255 * images).round().byte()
+
+
+def _seed() -> w.BoundedIntText:
+    """Return a field for a seed."""
+    tooltip, layout = "Seed of all that is drawn at random", {"width": "15.5em"}
+    style = {"description_width": "5.5em"}
+    return w.BoundedIntText(0, min=0, max=9999, description="Seed", tooltip=tooltip, style=style, layout=layout)

@@ -1,4 +1,4 @@
-"""Time what a step of a slider costs: ``PYTHONPATH=notebooks python tests/benchmarks/bench_widgets.py [--steps 50] [--size 128] ...``.
+"""Time what a step of a slider costs: ``python tests/benchmarks/bench_widgets.py``, with ``notebooks`` in PYTHONPATH.
 
 Each step sets a control to a new value; the time includes everything up to the encoded picture. The painter also runs a
 detector of the preset lite on one image; how well that is trained does not matter here. Beside the time of the wall

@@ -6,13 +6,12 @@ A bound, a choice and a meaning stand beside their field. ``Config.model_json_sc
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
-from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from . import registry
@@ -345,7 +344,8 @@ def _words(section: type[Section], error: ErrorDetails) -> str:
             choices = error["ctx"]["expected"] if field is None else ", ".join(map(str, get_args(field.annotation)))
             return f"{key} = {value!r} is unknown; choose one of {choices}"
         case "greater_than_equal" | "less_than_equal":
-            bounds = dict(_bounds(field)) if field is not None else {}
+            metadata = field.metadata if field is not None else []
+            bounds = {k: getattr(bound, k) for bound in metadata for k in ("ge", "le") if hasattr(bound, k)}
             limits = error["msg"].removeprefix("Input should ")
             if len(bounds) == 2:
                 limits = f"lie between {bounds['ge']:g} and {bounds['le']:g}"
@@ -359,13 +359,6 @@ def _words(section: type[Section], error: ErrorDetails) -> str:
     kind = error["type"].partition("_")[0]
     name = {"string": "a word", "dict": "a table of keys", "tuple": "a list of integers"}.get(kind, f"of type {kind}")
     return f"{key} must be {name}, got {value!r}"
-
-
-def _bounds(field: FieldInfo) -> Iterator[tuple[str, float]]:
-    for bound in field.metadata:
-        for name in ("ge", "le"):
-            if (limit := getattr(bound, name, None)) is not None:
-                yield name, limit
 
 
 def _parse_value(text: str) -> Any:

@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,27 +31,18 @@ _KEPT_MAPS, _MAP_STRIDE, _KEPT_ROWS = 6, 8, 20
 
 @dataclass(frozen=True)
 class Cell:
-    """One fit: a configuration, which names the method, on one data folder.
-
-    Attributes
-    ----------
-    data : str
-        The data folder.
-    fingerprint : str
-        SHA-256 of its files, see :meth:`AnomalyFolder.fingerprint`.
-    config : dict
-        ``Config.to_dict()``, method and seed included.
-    label : str
-        Name of the configuration for people: its column in the table that asked for it.
-    threads : int
-        Threads that torch computes with.
-    """
+    """One fit: a configuration, which names the method, on one data folder."""
 
     data: str
+    """The data folder."""
     fingerprint: str
+    """SHA-256 of its files, see :meth:`AnomalyFolder.fingerprint`."""
     config: dict[str, Any]
+    """``Config.to_dict()``, method and seed included."""
     label: str
+    """Name of the configuration for people: its column in the table that asked for it."""
     threads: int
+    """Threads that torch computes with."""
 
     @property
     def name(self) -> str:
@@ -97,7 +88,9 @@ def measure(cell: Cell) -> dict[str, Any]:
     DataError
         If the data are not those that the cell names.
     """
-    with _threads(cell.threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(cell.threads)
+    try:
         config = Config().replace(**cell.config)
         parts = open_source(cell.data, config.data)
         if parts.fingerprint() != cell.fingerprint:
@@ -105,7 +98,11 @@ def measure(cell: Cell) -> dict[str, Any]:
         _forget_peak()
         detector = AnomalyDetector(config).fit(parts, progress=False)
         detector.predict(parts.test.batch(range(min(PREDICT_BATCH, len(parts.test))))[0])
-        memory = _memory(detector)
+        cuda = detector.device.type == "cuda"
+        memory = {
+            "peak_memory_mb": round(peak_memory() / 2**20),
+            "gpu_memory_mb": round(torch.cuda.max_memory_allocated(detector.device) / 2**20) if cuda else None,
+        }
         measured, prediction = detector.evaluate_split(parts.test)
         return {
             "set": Path(cell.data).name,
@@ -125,6 +122,8 @@ def measure(cell: Cell) -> dict[str, Any]:
             "scores": dict(zip(map(parts.name, parts.test.paths), prediction.scores.tolist(), strict=True)),
             "maps": _some_maps(prediction.maps, parts),
         }
+    finally:
+        torch.set_num_threads(before)
 
 
 def read_map(kept: Mapping[str, Any]) -> np.ndarray:
@@ -163,24 +162,6 @@ def _forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _memory(detector: AnomalyDetector) -> dict[str, int | None]:
-    cuda = detector.device.type == "cuda"
-    return {
-        "peak_memory_mb": round(peak_memory() / 2**20),
-        "gpu_memory_mb": round(torch.cuda.max_memory_allocated(detector.device) / 2**20) if cuda else None,
-    }
-
-
-@contextlib.contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _summary(history: pd.DataFrame) -> dict[str, list[float | None]]:
     """Return about twenty rows of a history, the first and the last among them, by column; None is not finite."""
     rows = np.unique(np.linspace(0, len(history) - 1, min(len(history), _KEPT_ROWS)).round().astype(int))
@@ -190,12 +171,10 @@ def _summary(history: pd.DataFrame) -> dict[str, list[float | None]]:
 
 def _some_maps(maps: Tensor, parts: Parts) -> dict[str, dict[str, Any]]:
     """Keep the maps of a first good image and of the first of some kinds of defect, coarsely: pictures need no more."""
-    first: dict[str, int] = {}
-    for i, defect in enumerate(parts.test.defects):
-        first.setdefault(defect, i)
-    chosen = ["good", *sorted(first.keys() - {"good"})][:_KEPT_MAPS]
+    defects = list(parts.test.defects)
+    kinds = sorted(set(defects), key=lambda kind: (kind != "good", kind))[:_KEPT_MAPS]
     kept, start = {}, _MAP_STRIDE // 2
-    for i in (first[d] for d in chosen if d in first):
+    for i in map(defects.index, kinds):
         coarse = maps[i, start::_MAP_STRIDE, start::_MAP_STRIDE]
         low, high = float(coarse.min()), float(coarse.max())
         steps = ((coarse - low) / max(high - low, 1e-12) * 255).round().to(torch.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import os
 import sys
@@ -10,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -82,10 +81,9 @@ class Options:
             raise typer.Exit(130) from stop
         for name, reason in failures.items():
             print(f"mlffn: {name} failed: {reason}", file=sys.stderr)
-        out.print(
-            f"{len(cells) - len(failures)} of {len(cells)} cells are in {self.folder}; mlffn report {self.folder}"
-        )
-        for place in write_reports(self.folder) if show and len(failures) < len(cells) else []:
+        done = len(cells) - len(failures)
+        out.print(f"{done} of {len(cells)} cells are in {self.folder}; mlffn report {self.folder}")
+        for place in write_reports(self.folder) if show and done else []:
             for grid in grids:
                 if (table := place / f"{grid.name}_sets.md").is_file():
                     out.print(f"{table.read_text('utf-8')}\nReport: {place / 'report.html'}")
@@ -105,53 +103,30 @@ class Options:
         return Workers(self.backend, count if self.workers is None else self.workers, fresh, self.gpus, self.address)
 
 
-def _study(name: str, text: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def _study(name: str, text: str, function: Callable[..., None]) -> None:
     """Register a command: Typer sees the fields of :class:`Options` beside its own parameters, it gets them as one."""
+    shared = inspect.signature(Options, eval_str=True).parameters
+    _, *own = inspect.signature(function, eval_str=True).parameters.values()
+    parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*shared.values(), *own)]
 
-    def register(function: Callable[..., None]) -> Callable[..., None]:
-        own = list(inspect.signature(function).parameters.values())[1:]
-        shared = [f.name for f in dataclasses.fields(Options)]
+    def command(**values: Any) -> None:
+        function(Options(**{key: values.pop(key) for key in shared}), **values)
 
-        def command(**values: Any) -> None:
-            function(Options(**{name: values.pop(name) for name in shared}), **values)
-
-        hints = get_type_hints(Options, include_extras=True) | get_type_hints(function, include_extras=True)
-        defaults = {f.name: f.default for f in dataclasses.fields(Options)} | {p.name: p.default for p in own}
-        parameters = [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
-            for name, default in defaults.items()
-        ]
-        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-        command.__annotations__ = hints
-        study_app.command(name, help=text)(command)
-        return function
-
-    return register
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    study_app.command(name, help=text)(command)
 
 
-def _run_tables(options: Options, *names: str) -> None:
-    from .grid import TABLES
+def _tables(*names: str) -> Callable[[Options], None]:
+    def run(options: Options) -> None:
+        from .grid import TABLES
 
-    base, label = options.base(names[0], "small")
-    options.run([TABLES[name](base, label) for name in names], base)
+        base, label = options.base(names[0], "small")
+        options.run([TABLES[name](base, label) for name in names], base)
 
-
-@_study("table3", "Run Table 3: the share of pseudo-anomalies, 0 to 100 %.")
-def _table3(options: Options) -> None:
-    _run_tables(options, "table3")
+    return run
 
 
-@_study("table4", "Run Table 4: the ablation, from the baseline to the whole method.")
-def _table4(options: Options) -> None:
-    _run_tables(options, "table4")
-
-
-@_study("tables", "Run both; the cell that they share runs once.")
-def _tables(options: Options) -> None:
-    _run_tables(options, "table3", "table4")
-
-
-@_study("compare", "Compare methods, as in Tables 1 and 2, with one configuration, in one table.")
 def _compare(
     options: Options,
     methods: Annotated[str | None, typer.Option(help="Names or import paths, with commas; by default all.")] = None,
@@ -165,7 +140,6 @@ def _compare(
     )
 
 
-@_study("grid", "Vary values of the configuration, in one table.")
 def _grid(
     options: Options,
     vary: Annotated[list[str], typer.Option(help="Values of a key: loss.gamma=1,2.5,5; of several: all pairs.")],
@@ -175,6 +149,13 @@ def _grid(
 
     base, label = options.base("compare", "parts")
     options.run([make(base, [base.method] if methods is None else _names(methods), vary, label)], base, show=True)
+
+
+_study("table3", "Run Table 3: the share of pseudo-anomalies, 0 to 100 %.", _tables("table3"))
+_study("table4", "Run Table 4: the ablation, from the baseline to the whole method.", _tables("table4"))
+_study("tables", "Run both; the cell that they share runs once.", _tables("table3", "table4"))
+_study("compare", "Compare methods, as in Tables 1 and 2, with one configuration, in one table.", _compare)
+_study("grid", "Vary values of the configuration, in one table.", _grid)
 
 
 @study_app.command("status")

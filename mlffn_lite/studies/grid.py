@@ -9,9 +9,11 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from .. import registry
 from ..config import Config
@@ -21,7 +23,10 @@ from ..errors import ConfigError, DataError
 from .cell import Cell, digest_of, with_train
 
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
-    "baseline": {},
+    "baseline": {
+        "model": {"self_calibration": False, "texture": False, "score": "distance"},
+        "loss": {"score": 0.0, "consistency": 0.0},
+    },
     "+self_calibration": {"model": {"self_calibration": True}},
     "+stl": {"model": {"texture": True}},
     "+score_constraint": {"model": {"score": "learned"}, "loss": {"score": 1.0}},
@@ -35,17 +40,8 @@ RATIOS = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
 
 FULL_RATIO = 0.5
 _TABLES_SMALL: dict[str, dict[str, Any]] = {"data": {"size": 128}, "train": {"steps": 160}}
-SMALL: dict[str, dict[str, dict[str, Any]]] = {
-    "table3": _TABLES_SMALL,
-    "table4": _TABLES_SMALL,
-    "compare": {"data": {"size": 128}},
-}
+SMALL = {"table3": _TABLES_SMALL, "table4": _TABLES_SMALL, "compare": {"data": {"size": 128}}}
 """What ``--small`` changes in a preset, by table: the budget of ``make tables`` and of the committed results."""
-
-_BASELINE: dict[str, dict[str, Any]] = {
-    "model": {"self_calibration": False, "texture": False, "score": "distance"},
-    "loss": {"score": 0.0, "consistency": 0.0},
-}
 
 
 class Place(NamedTuple):
@@ -58,27 +54,18 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """Configurations side by side.
-
-    Attributes
-    ----------
-    name : str
-        ``"table3"``, ``"table4"``, ``"compare"``, or the keys that vary; names the files of its tables.
-    label : str
-        The configuration that they share, for people: preset and changed values.
-    base : dict
-        That configuration, ``Config.to_dict()``.
-    columns : dict of str to dict
-        Each one's whole configuration by its label, in the order of tables.
-    steps : sequence of (str, str)
-        Pairs of columns whose differences are of interest.
-    """
+    """Configurations side by side."""
 
     name: str
+    """``"table3"``, ``"table4"``, ``"compare"``, or the keys that vary; names the files of its tables."""
     label: str
+    """The configuration that they share, for people: preset and changed values."""
     base: dict[str, Any]
+    """That configuration, ``Config.to_dict()``."""
     columns: dict[str, dict[str, Any]]
+    """Each one's whole configuration by its label, in the order of tables."""
     steps: Sequence[tuple[str, str]]
+    """Pairs of columns whose differences are of interest."""
 
     @property
     def setting(self) -> str:
@@ -98,13 +85,10 @@ def arm_config(base: Config, arm: str) -> Config:
     """Return the configuration of an arm of Table 4."""
     if arm not in ARMS:
         raise ConfigError(f"unknown arm {arm!r}; choose one of {', '.join(ARMS)}")
-    changes: dict[str, dict[str, Any]] = {section: dict(values) for section, values in _BASELINE.items()}
-    for name, added in ARMS.items():
-        for section, values in added.items():
-            changes[section] |= values
-        if name == arm:
-            break
-    return base.replace(**changes, pseudo={"ratio": FULL_RATIO}, method="mlffn")
+    config = base.replace(method="mlffn", pseudo={"ratio": FULL_RATIO})
+    for name in list(ARMS)[: list(ARMS).index(arm) + 1]:
+        config = config.replace(**ARMS[name])
+    return config
 
 
 def ratio_config(base: Config, ratio: float) -> Config:
@@ -127,9 +111,9 @@ TABLES = {"table3": table3, "table4": table4}
 
 def _paper_table(name: str, base: Config, columns: Mapping[str, Config], label: str) -> Grid:
     if base != ratio_config(base, FULL_RATIO):
-        varied = {f"{section}.{key}" for added in ARMS.values() for section, keys in added.items() for key in keys}
-        varied |= {"method", "pseudo.ratio"}
-        raise ConfigError(f"the studies vary {', '.join(sorted(varied))} themselves; take them out of --set")
+        varied = [f"{section}.{key}" for section, values in ARMS["baseline"].items() for key in values]
+        words = ", ".join(sorted([*varied, "method", "pseudo.ratio"]))
+        raise ConfigError(f"the studies vary {words} themselves; take them out of --set")
     names = list(columns)
     return make_grid(name, base, columns, [*itertools.pairwise(names), (names[0], names[-1])], label)
 
@@ -137,10 +121,7 @@ def _paper_table(name: str, base: Config, columns: Mapping[str, Config], label: 
 def compare(base: Config, methods: Sequence[str], label: str = "") -> Grid:
     """Return the grid of several methods with one configuration; the first one's differences from each of the others.
 
-    Raises
-    ------
-    ConfigError
-        If a method is unknown, there is none, or one is named twice.
+    A ConfigError says that a method is unknown, there is none, or one is named twice.
     """
     for method in methods:
         registry.find("methods", method)
@@ -154,38 +135,24 @@ def compare(base: Config, methods: Sequence[str], label: str = "") -> Grid:
 def vary(base: Config, methods: Sequence[str], axes: Sequence[str], label: str = "") -> Grid:
     """Return the grid of all combinations of methods and values; differences are those of neighbouring values.
 
-    Parameters
-    ----------
-    base : Config
-        What they share.
-    methods : sequence of str
-        Names or import paths.
-    axes : sequence of str
-        Such as ``"loss.gamma=1,2.5,5"``, values as in :meth:`Config.override`.
-
-    Raises
-    ------
-    ConfigError
-        If a key, value or method is unknown, or two columns are the same configuration.
+    ``methods`` are names or import paths, ``axes`` such as ``"loss.gamma=1,2.5,5"``, values as in
+    :meth:`Config.override`. A ConfigError says that one is unknown, or two columns are the same configuration.
     """
-    split = [_axis(text) for text in axes]
-    keys = [key for key, _ in split]
-    if not split or len(set(keys)) < len(keys):
+    levels = [_axis(text) for text in axes]
+    keys = [key for key, _ in levels]
+    if not keys or len(set(keys)) < len(keys):
         raise ConfigError("--vary must name each key once, with values: --vary loss.gamma=1,2.5,5")
     compare(base, methods)  # refuses what are no methods
-    levels = [list(methods), *(values for _, values in split)]
-    found: dict[tuple[int, ...], tuple[str, Config]] = {}
-    for place in itertools.product(*(range(len(values)) for values in levels)):
-        method, *values = (level[i] for level, i in zip(levels, place, strict=True))
-        words = [f"{key}={value}" for key, value in zip(keys, values, strict=True)]
-        name = ", ".join([method] * (len(methods) > 1) + words)
-        found[place] = name, base.replace(method=method).override(words)
-    neighbours = [
-        (found[a][0], found[b][0])
-        for a, b in itertools.combinations(found, 2)
-        if sum(abs(i - j) for i, j in zip(a, b, strict=True)) == 1
-    ]
-    return make_grid("+".join(keys), base, dict(found.values()), neighbours, label)
+    names: dict[tuple[int, ...], str] = {}
+    columns: dict[str, Config] = {}
+    for place in np.ndindex(len(methods), *(len(values) for _, values in levels)):
+        words = [f"{key}={values[i]}" for (key, values), i in zip(levels, place[1:], strict=True)]
+        method = methods[place[0]]
+        names[place] = ", ".join([method] * (len(methods) > 1) + words)
+        columns[names[place]] = base.replace(method=method).override(words)
+    pairs = itertools.combinations(names, 2)
+    neighbours = [(names[a], names[b]) for a, b in pairs if np.abs(np.subtract(a, b)).sum() == 1]
+    return make_grid("+".join(keys), base, columns, neighbours, label)
 
 
 def _axis(text: str) -> tuple[str, list[str]]:
@@ -221,37 +188,27 @@ def merge(grids: Sequence[Grid]) -> list[Grid]:
     """Join grids of one name and setting into one, so that what was asked for bit by bit stands in one table."""
     found: dict[tuple[str, str], Grid] = {}
     for grid in sorted(grids, key=lambda g: -len(g.columns)):
-        key = grid.name, grid.setting
-        if (old := found.get(key)) is not None:
-            steps = [*old.steps, *(s for s in grid.steps if s not in old.steps)]
-            grid = Grid(old.name, old.label, old.base, old.columns | grid.columns, steps)
-        found[key] = grid
+        old = found.setdefault((grid.name, grid.setting), grid)
+        steps = list(dict.fromkeys([*old.steps, *grid.steps]))
+        found[grid.name, grid.setting] = replace(old, columns=old.columns | grid.columns, steps=steps)
     return list(found.values())
 
 
 def find_data(data: Sequence[Path], categories: Sequence[str] | None = None, *, source: str = "folder") -> list[Path]:
     """Return the folders of the chosen categories, all by default.
 
-    Parameters
-    ----------
-    data : sequence of path
-        Each a category in MVTec layout, or a folder of them; by default the bundled MiniParts.
-    categories : sequence of str, optional
-        Names of folders in ``data``.
-    source : str
-        ``data.source``: what another source of one's own opens is taken as it is.
+    ``data`` are categories in MVTec layout, or folders of them; without any, the bundled MiniParts. What a ``source``
+    of one's own (``data.source``) opens is taken as it is.
     """
     present = [path for root in data for path in ([root] if source != "folder" else _categories(root))]
     present = present or [miniparts_path() / name for name in CATEGORIES]
-    names = ", ".join(p.name for p in present)
     if categories is None:
         return present
-    if not categories:
-        raise ConfigError(f"--categories names none; there are {names}")
     by_name = {p.name: p for p in present}
-    for name in categories:
-        if name not in by_name:
-            raise ConfigError(f"unknown category {name!r}; there are {names}")
+    if not categories:
+        raise ConfigError(f"--categories names none; there are {', '.join(by_name)}")
+    if unknown := [name for name in categories if name not in by_name]:
+        raise ConfigError(f"unknown category {unknown[0]!r}; there are {', '.join(by_name)}")
     return [by_name[name] for name in dict.fromkeys(categories)]
 
 
@@ -267,18 +224,13 @@ def _categories(root: Path) -> list[Path]:
 def open_places(folders: Sequence[Path], config: Config) -> dict[str, Place]:
     """Decode every file of the data folders and return them by name.
 
-    Raises
-    ------
-    DataError
-        If a folder is missing, damaged, without good or without defective test images, or its name is taken.
+    A DataError says that one is missing, damaged, without good or without defective test images, or its name is taken.
     """
     places: dict[str, Place] = {}
     for path in (p.resolve() for p in folders):
         if path.name in places:
             raise DataError(f"{path} and {places[path.name].path} have the same name; rename one, tables go by it")
         parts = open_source(path, config.data, cache_bytes=0)  # decodes every file, keeps none
-        if not len(parts.test):
-            raise DataError(f"{path} has no test images; put some into test/good and test/<defect>")
         if len(set(parts.test.labels().tolist())) < 2:
             raise DataError(f"{path} needs good and defective test images; put some into test/good and test/<defect>")
         places[path.name] = Place(path, parts.fingerprint(), parts.digests())
@@ -287,16 +239,12 @@ def open_places(folders: Sequence[Path], config: Config) -> dict[str, Place]:
 
 def plan(grids: Sequence[Grid], places: Mapping[str, Place], seeds: Sequence[int], threads: int = 1) -> list[Cell]:
     """List the cells of grids, seed by seed; what two of them share is there once."""
-    cells = (
-        Cell(str(place.path), place.fingerprint, Config().replace(**with_train(c, seed=seed)).to_dict(), name, threads)
-        for seed in seeds
-        for place in places.values()
-        for grid in grids
-        for name, c in grid.columns.items()
-    )
     unique: dict[str, Cell] = {}
-    for cell in cells:
-        unique.setdefault(cell.name, cell)
+    for seed, place, grid in itertools.product(seeds, places.values(), grids):
+        for label, column in grid.columns.items():
+            config = Config().replace(**with_train(column, seed=seed)).to_dict()
+            cell = Cell(str(place.path), place.fingerprint, config, label, threads)
+            unique.setdefault(cell.name, cell)
     return list(unique.values())
 
 

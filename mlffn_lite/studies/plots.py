@@ -10,7 +10,6 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -32,7 +31,7 @@ ARM_NAMES = {
     "+score_constraint": "+ score constraint",
     "+consistency": "+ consistency",
 }
-_MARKERS = "osD^vP*X"
+_MARKERS, _SHADES = "osD^vP*X", [COLOURS[name] for name in ("blue", "green", "pink")]
 
 
 @mpl.rc_context(STYLE)
@@ -47,7 +46,7 @@ def ratio_curve(cells: pd.DataFrame, grid: Grid) -> Figure:
         ax.plot(x, y, color=COLOURS["blue"], marker="o", ms=4, lw=1.8, label="here, mean ± std over seeds")
         ax.plot(x, rows["paper"], color=COLOURS["orange"], marker="s", ms=4, lw=1.4, ls="--", label="paper, MVTec AD")
         ax.set(xlabel="pseudo-anomalous images, %", title=PERCENT[metric], xticks=[0, 25, 50, 75, 100])
-    _legend_below(figure, figure.axes[0])
+    _legend_below(figure)
     return figure
 
 
@@ -58,11 +57,11 @@ def dots(cells: pd.DataFrame, grid: Grid) -> Figure:
     sets = sorted(cells["set"].unique())
     figure = new_figure(3.7 + 0.2 * (1 + len(sets) // 5))  # the legend grows with the sets
     for ax, metric in zip(figure.subplots(1, 3), METRICS, strict=True):
-        for (key, _), group in cells.groupby(["set", "seed"]):
-            name = str(key)
+        for (name, _), group in cells.groupby(["set", "seed"]):
             values = group.set_index("column")[metric].reindex(columns)
-            shade, marker = _set_colour(sets, name), _MARKERS[sets.index(name) % len(_MARKERS)]
-            ax.plot(range(len(columns)), values, color=shade, marker=marker, ms=3.5, lw=0.7, alpha=0.75, label=name)
+            place = sets.index(name)
+            style = {"color": _SHADES[place % len(_SHADES)], "marker": _MARKERS[place % len(_MARKERS)], "ms": 3.5}
+            ax.plot(range(len(columns)), values, **style, lw=0.7, alpha=0.75, label=name)
         rows = summary[summary["metric"] == metric]
         ax.plot(range(len(columns)), rows["mean"], color=COLOURS["black"], lw=2.4, label="mean here")
         if rows["paper"].notna().any():
@@ -70,7 +69,7 @@ def dots(cells: pd.DataFrame, grid: Grid) -> Figure:
             ax.plot(range(len(columns)), rows["paper"], **style, label="paper, MVTec AD")
         ax.set(title=PERCENT[metric], xticks=range(len(columns)))
         ax.set_xticklabels([_name(c) for c in columns], rotation=40, ha="right", rotation_mode="anchor")
-    _legend_below(figure, figure.axes[0])
+    _legend_below(figure)
     return figure
 
 
@@ -97,36 +96,26 @@ def heat_table(cells: pd.DataFrame, grid: Grid) -> Figure:
 
 @mpl.rc_context(STYLE)
 def map_panel(records: Sequence[Mapping[str, Any]], grid: Grid, name: str, data: Path) -> Figure:
-    """Show the kept score maps of one set, first seed, down the columns of a grid, over the same images.
+    """Show the kept score maps of a set, first seed, down the columns of a grid, over the images in ``data``.
 
-    Parameters
-    ----------
-    records : sequence
-        Cells, of other grids too.
-    grid : Grid
-        Which of them to show.
-    name : str
-        Which set.
-    data : Path
-        The set's folder, for the images.
+    ``records`` may hold cells of other grids and sets too.
     """
     chosen = first_seed(records, grid, name)
-    paths = list(next(iter(chosen.values()))["maps"])
-    shape = next(iter(chosen.values()))["shape"]
-    images = [read_image(data / path, tuple(shape)).numpy() for path in paths]
+    first = next(iter(chosen.values()))
+    paths, (height, width) = list(first["maps"]), first["shape"]
+    images = [read_image(data / path, (height, width)).numpy() for path in paths]
     side = (WIDTH - 1.5) / len(paths)
-    figure = new_figure((len(chosen) + 1) * (side * shape[0] / shape[1] + 0.05) + 0.5)
+    figure = new_figure((len(chosen) + 1) * (side * height / width + 0.05) + 0.5)
     axes = figure.subplots(len(chosen) + 1, len(paths), squeeze=False)
     for ax, path, image in zip(axes[0], paths, images, strict=True):
         ax.imshow(image.transpose(1, 2, 0), interpolation="nearest")
         ax.set_title(path.split("/")[-2].replace("_", " "), fontsize=9)
     axes[0][0].set_ylabel("image", rotation=0, ha="right", va="center")
     for row, (column, record) in zip(axes[1:], chosen.items(), strict=True):
-        maps = [_enlarged(read_map(record["maps"][path]), shape) for path in paths]
-        good = np.concatenate(
-            [m.ravel() for m, p in zip(maps, paths, strict=True) if "/good/" in p] or [np.ravel(maps)]
-        )
-        low, high = np.median(good), max(m.max() for m in maps)
+        coarse = [Image.fromarray(read_map(record["maps"][path])) for path in paths]
+        maps = np.stack([np.asarray(m.resize((width, height), Image.Resampling.BILINEAR)) for m in coarse])
+        good = ["/good/" in path for path in paths]
+        low, high = np.median(maps[good] if any(good) else maps), maps.max()
         for ax, image, heat in zip(row, images, maps, strict=True):
             ax.imshow(overlay(image, heat, low, max(high, low + 1e-6), alpha=0.85), interpolation="nearest")
         row[0].set_ylabel(textwrap.fill(_name(column), 13), rotation=0, ha="right", va="center")
@@ -148,16 +137,7 @@ def _name(column: str) -> str:
     return ARM_NAMES.get(column, column)
 
 
-def _enlarged(coarse: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    return np.asarray(Image.fromarray(coarse).resize((shape[1], shape[0]), Image.Resampling.BILINEAR))
-
-
-def _set_colour(sets: list[str], name: str) -> str:
-    shades = [COLOURS["blue"], COLOURS["green"], COLOURS["pink"]]
-    return shades[sets.index(name) % len(shades)]
-
-
-def _legend_below(figure: Figure, ax: Axes) -> None:
-    labels = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+def _legend_below(figure: Figure) -> None:
+    labels = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
     columns = max(1, min(5, 120 // (max(map(len, labels)) + 7)))  # as many as fit into the width
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=columns)

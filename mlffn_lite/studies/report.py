@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from matplotlib.figure import Figure
 
 from ..config import Config
 from ..datasets.miniparts import CATEGORIES, miniparts_path
@@ -22,13 +23,12 @@ from .plots import dots, heat_table, map_panel, ratio_curve
 from .statistics import COSTS, FEWEST_PAIRS, METRICS, SIDES, VERDICTS, by_set, differences, frame, table
 from .store import Store
 
-REPORT = "report"
 TITLES = {
     "table3": "Share of pseudo-anomalies (the paper's Table 3)",
     "table4": "Ablation (the paper's Table 4)",
     "compare": "Methods side by side (as the paper's Tables 1 and 2)",
 }
-_COSTS = dict(zip(COSTS, ("fit s", "predict ms/image", "peak memory MB", "GPU memory MB"), strict=True))
+_KINDS = {"table3": "share", "table4": "arm", "compare": "method"}  # what a column is; else a configuration
 _TICKS = ("self-calibration", "STLNet", "score constraint", "consistency")
 _SYMBOLS = str.maketrans({"±": r"$\pm$", "✓": r"\checkmark", "×": r"$\times$", "–": "--"})
 
@@ -37,20 +37,11 @@ Layout = tuple[list[str], list[list[str]]]
 
 
 def write_reports(folder: str | Path, out: str | Path | None = None) -> list[Path]:
-    """Write the report of every setting that a study folder holds, without running anything.
+    """Write the report of every setting that a study folder holds, without running anything, and return their folders.
 
-    Parameters
-    ----------
-    folder : path
-        What ``mlffn study`` wrote.
-    out : path, optional
-        Where to; by default its subfolder ``report``, and subfolders of that if there are several settings.
-
-    Returns
-    -------
-    list of Path
-        The folders, each with ``GRID`` and ``GRID_sets`` as ``.md``, ``.csv`` and ``.tex`` for every grid,
-        ``differences.csv``, ``claims.md``, figures, and ``report.html``.
+    They are ``out``, by default the subfolder ``report``, or subfolders of that if there are several settings; each
+    gets ``GRID`` and ``GRID_sets`` as ``.md``, ``.csv`` and ``.tex`` for every grid, ``differences.csv``,
+    ``claims.md``, figures, and ``report.html``.
 
     Raises
     ------
@@ -69,7 +60,7 @@ def write_reports(folder: str | Path, out: str | Path | None = None) -> list[Pat
             settings.setdefault(grid.setting, []).append((grid, cells))
     if not settings:
         raise StudyError(f"{folder} holds no cell of a grid in its folder grids; give its `mlffn study` command again")
-    target = Path(out) if out is not None else folder / REPORT
+    target = folder / "report" if out is None else Path(out)
     places = [target if len(settings) == 1 else target / setting for setting in settings]
     for place, studies in zip(places, settings.values(), strict=True):
         _write_report(studies, records, store, place)
@@ -94,10 +85,10 @@ def _write_report(studies: Sequence[Cells], records: Sequence[dict[str, Any]], s
     write_atomic(place / "differences.csv", listed.to_csv(index=False, float_format="%.4f"))
     write_atomic(place / "claims.md", claims(steps))
     shown: list[ReportFigure] = []
-    for figure, file in _figures(studies, records):
-        image = png_bytes(figure.image, alt=figure.alt)  # type: ignore[arg-type]
-        write_atomic(place / file, image)
-        shown.append(figure._replace(image=image))
+    for file, heading, figure, text, form in _figures(studies, records):
+        alt = f"{text} {form}."
+        write_atomic(place / file, image := png_bytes(figure, alt=alt))
+        shown.append(ReportFigure(heading, image, text, alt))
     write_report(
         place / "report.html",
         title=" · ".join(title(grid) for grid, _ in studies),
@@ -118,46 +109,34 @@ def title(grid: Grid) -> str:
 
 def layout(summary: pd.DataFrame, grid: Grid) -> Layout:
     """Return head and rows of the table over all sets; the paper's numbers, if any, in a row beneath each."""
-    cell = {(r["column"], r["metric"]): r for r in summary.to_dict("records")}
-    columns, compared = list(grid.columns), grid.name in PAPER
-
-    def here(column: str, metric: str) -> str:
-        row = cell[column, metric]
-        return spread(row["mean"], row["std"], 1)
-
-    def paper(column: str, metric: str) -> str:
-        number = cell[column, metric]["paper"]
-        return f"{number:.1f}" if round(number, 1) == number else f"{number:.2f}"  # as printed there
-
-    if grid.name == "table3":
-        lines = []
-        for metric in METRICS:
-            lines.append([PERCENT[metric], *(here(c, metric) for c in columns)])
-            lines.append(["paper", *(paper(c, metric) for c in columns)])
-        return ["", *columns], lines
-    lines, ticks = [], _TICKS if grid.name == "table4" else ()
-    for i, column in enumerate(columns):
-        marks = ["✓" if j < i else "" for j in range(len(ticks))]
-        lines.append([column, *marks, *(here(column, m) for m in METRICS)])
-        if compared:
-            lines.append(["paper", *[""] * len(ticks), *(paper(column, m) for m in METRICS)])
-    return [_kind(grid), *ticks, *PERCENT.values()], lines
+    cells = {(r["column"], r["metric"]): r for r in summary.to_dict("records")}
+    ticks = _TICKS if grid.name == "table4" else ()
+    if grid.name == "table3":  # columns of the grid are columns here
+        head = ["", *grid.columns]
+        rows = [([PERCENT[m]], [cells[c, m] for c in grid.columns]) for m in METRICS]
+    else:
+        head = [_KINDS.get(grid.name, "configuration"), *ticks, *PERCENT.values()]
+        marks = [["✓" if j < i else "" for j in range(len(ticks))] for i in range(len(grid.columns))]
+        rows = [([c, *mark], [cells[c, m] for m in METRICS]) for c, mark in zip(grid.columns, marks, strict=True)]
+    lines = []
+    for words, numbers in rows:
+        lines.append([*words, *(spread(n["mean"], n["std"], 1) for n in numbers)])
+        if grid.name in PAPER:
+            printed = [f"{p:.1f}" if round(p, 1) == p else f"{p:.2f}" for p in (n["paper"] for n in numbers)]
+            lines.append(["paper", *[""] * len(ticks), *printed])
+    return head, lines
 
 
 def layout_sets(rows: pd.DataFrame, grid: Grid) -> Layout:
     """Return head and rows of the table by set, from :func:`by_set`, with what each column costs."""
-    costs = {k: v for k, v in _COSTS.items() if rows[k].notna().any()}
-    head = ["set", "pixels", _kind(grid), "seeds", *PERCENT.values(), *costs.values()]
+    costs = {k: v for k, v in COSTS.items() if rows[k].notna().any()}
+    head = ["set", "pixels", _KINDS.get(grid.name, "configuration"), "seeds", *PERCENT.values(), *costs.values()]
     return head, [
         [str(row[k]) for k in ("set", "shape", "column", "seeds")]
         + [spread(row[k], row[f"{k}_std"], 1) for k in METRICS]
         + [spread(row[k], float("nan"), 0 if k.endswith("_mb") else 1) for k in costs]
         for row in rows.to_dict("records")
     ]
-
-
-def _kind(grid: Grid) -> str:
-    return {"table3": "share", "table4": "arm", "compare": "method"}.get(grid.name, "configuration")
 
 
 def spread(mean: float, std: float, digits: int) -> str:
@@ -194,8 +173,8 @@ def caption(cells: pd.DataFrame, grid: Grid, *, over: str = "Mean over sets, ±"
 
     sets = cells[["set", "shape"]].drop_duplicates().sort_values("set").values
     short = "" if table(cells, grid)["seeds"].nunique() == 1 else ", not all of them in every row and column"
-    here = "Mean over sets" in over and grid.name in PAPER
-    paper = " Paper: MVTec AD, 15 categories, ResNet-50, one run." if here else ""
+    compared = "Mean over sets" in over and grid.name in PAPER
+    paper = " Paper: MVTec AD, 15 categories, ResNet-50, one run." if compared else ""
     return (
         f"{grid.label}, {each('steps')} steps; {', '.join(f'{name} {shape}' for name, shape in sets)} px;"
         f" seeds {', '.join(map(str, sorted(cells['seed'].unique())))}{short};"
@@ -221,12 +200,11 @@ def claims(steps: Sequence[Cells]) -> str:
 
 def sentence(row: Mapping[Any, Any]) -> str:
     """Say in a plain sentence what a difference shows, and what that means for the paper's claim if there is one."""
-    change = f"{row['before']} → {row['after']}, {METRIC_LABELS[row['metric']]}"
-    if not row["pairs"]:
+    change, pairs = f"{row['before']} → {row['after']}, {METRIC_LABELS[row['metric']]}", row["pairs"]
+    if not pairs:
         return f"{change}: not measured."
-    few = row["pairs"] < FEWEST_PAIRS
-    count = "1 pair" if row["pairs"] == 1 else f"{row['pairs']} pairs"
-    between = f"{count}: too few for an interval" if few else f"95 % {row['low']:+.1f} to {row['high']:+.1f}"
+    few = f"{pairs} pair{'s' * (pairs > 1)}: too few for an interval"
+    between = few if pairs < FEWEST_PAIRS else f"95 % {row['low']:+.1f} to {row['high']:+.1f}"
     paper = "" if pd.isna(row["paper"]) else f", {row['paper']:+.1f} in the paper"
     return f"{change}: {row['difference']:+.1f}{' here' * bool(paper)} ({between}){paper}: **{row['verdict']}**."
 
@@ -236,23 +214,26 @@ def _sentences(steps: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([(first, last.strip("*")) for first, _, last in rows], columns=["difference", "verdict"])
 
 
-def _figures(studies: Sequence[Cells], records: Sequence[dict[str, Any]]) -> Iterator[tuple[ReportFigure, str]]:
+def _figures(
+    studies: Sequence[Cells], records: Sequence[dict[str, Any]]
+) -> Iterator[tuple[str, str, Figure, str, str]]:
+    """Give each figure with its file before it and its heading, and behind it its caption and what it consists of."""
     for grid, cells in studies:
         heading = title(grid)
         if grid.name == "table3":
             text = "Metrics over the share of pseudo-anomalous images, with the paper's numbers."
-            yield ReportFigure(heading, ratio_curve(cells, grid), text, f"{text} Three line charts."), "ratio.png"
+            yield "ratio.png", heading, ratio_curve(cells, grid), text, "Three line charts"
         else:
             text = "Every set and seed; thick: the mean" + ("; dashed: the paper." if grid.name in PAPER else ".")
-            figure = ReportFigure(heading, dots(cells, grid), text, f"{text} Three charts of paired dots.")
-            yield figure, "ablation.png" if grid.name == "table4" else f"{grid.name}.png"
+            file = "ablation.png" if grid.name == "table4" else f"{grid.name}.png"
+            yield file, heading, dots(cells, grid), text, "Three charts of paired dots"
         text = f"{heading} by set: mean over seeds, each row shaded from its worst (dark) to its best (light)."
-        yield ReportFigure("By set", heat_table(cells, grid), text, f"{text} Three tables."), f"{grid.name}_sets.png"
+        yield f"{grid.name}_sets.png", "By set", heat_table(cells, grid), text, "Three tables"
     grid, cells = studies[-1]
     for name in _bundled(cells):
         text = f"{name}: the same test images, first seed; colours of each row from its median good score up."
         panel = map_panel(records, grid, name, miniparts_path() / name)
-        yield ReportFigure(f"Heatmaps: {name}", panel, text, f"{text} Rows of heatmaps."), f"maps_{name}.png"
+        yield f"maps_{name}.png", f"Heatmaps: {name}", panel, text, "Rows of heatmaps"
 
 
 def _bundled(cells: pd.DataFrame) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ import threading
 import time
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -35,32 +37,26 @@ from .store import Failure, Store
 
 BACKENDS = ("local", "processes", "ray")
 _TRIES = 3
-_PATIENCE = 0.5  # seconds between looks at cells that others have claimed
+_PATIENCE = 0.5  # seconds between looks at cells, processes and tasks
+
+Outcome = dict[str, Any] | Failure
+Look = Callable[[], list[Cell]]
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Where cells run.
-
-    Attributes
-    ----------
-    backend : {"local", "processes", "ray"}
-        This process, processes on this machine, or a Ray cluster.
-    count : int
-        Cells at a time.
-    fresh : bool
-        Processes only: a new one for every cell, so that its peak memory is that of one method.
-    gpus : float
-        Ray only: share of a GPU that a cell asks for.
-    address : str, optional
-        Ray only: a running cluster; without it one is started on this machine and stopped afterwards.
-    """
+    """Where cells run."""
 
     backend: str = "local"
+    """``local``, ``processes`` or ``ray``: this process, processes on this machine, or a Ray cluster."""
     count: int = 1
+    """Cells at a time."""
     fresh: bool = False
+    """Processes only: a new one for every cell, so that its peak memory is that of one method."""
     gpus: float = 0.0
+    """Ray only: share of a GPU that a cell asks for."""
     address: str | None = None
+    """Ray only: a running cluster; without it one is started on this machine and stopped afterwards."""
 
     def __post_init__(self) -> None:
         if self.backend not in BACKENDS:
@@ -91,38 +87,34 @@ def run(
     store.retry(cells)
     with _watch(cells, store, progress) as look:
         if workers.backend == "local":
-            work(cells, store, look=look)
+            work(store, look, attempt)
         elif workers.backend == "processes":
             _run_processes(cells, store, workers, look)
         else:
-            _run_on_ray(cells, store, workers, look)
+            _run_on_ray(store, workers, look)
     names = {store.path(cell).stem for cell in cells}
     return {name: reason for name, reason in store.failures().items() if name in names}
 
 
-def work(
-    cells: Sequence[Cell], store: Store, *, fresh: bool = False, look: Callable[[], object] = lambda: None
-) -> None:
-    """Claim, measure and keep cells, one after another, until all are settled; ``fresh`` stops after the first."""
-    while left := _left(cells, store):
+def work(store: Store, look: Look, do: Callable[[Cell], Outcome], *, fresh: bool = False) -> None:
+    """Claim, measure and keep cells, one after another, until none is left; ``fresh`` stops after the first."""
+    while left := look():
         idle = True
         for cell in left:
             if (lock := store.claim(cell)) is not None:
                 idle = False
                 try:
-                    _take(cell, store)
+                    store.keep(cell, do(cell))
                 finally:
                     store.release(lock)
                 look()
                 if fresh:
                     return
         if idle:
-            look()
             time.sleep(_PATIENCE)
-    look()
 
 
-def attempt(cell: Cell) -> dict[str, Any] | Failure:
+def attempt(cell: Cell) -> Outcome:
     """Measure a cell; an error is an outcome too."""
     try:
         with warnings.catch_warnings():
@@ -134,83 +126,67 @@ def attempt(cell: Cell) -> dict[str, Any] | Failure:
         return Failure(words if known else f"{type(error).__name__}: {words}", traceback.format_exc())
 
 
-def _left(cells: Sequence[Cell], store: Store) -> list[Cell]:
-    return [cell for cell in cells if not store.settled(cell)]
-
-
-def _take(cell: Cell, store: Store) -> None:
-    """Settle a claimed cell. One whose process died too often has failed: it would take every process along."""
-    try:
-        if store.tries(cell) < _TRIES:
-            store.begin(cell)
-            outcome = attempt(cell)
-        else:
-            outcome = Failure(f"a process died {_TRIES} times while it ran, perhaps for want of memory")
-        store.keep(cell, outcome)
-    finally:
-        store.end(cell)
-
-
 @contextlib.contextmanager
-def _watch(cells: Sequence[Cell], store: Store, progress: bool) -> Iterator[Callable[[], int]]:
-    """Give a function that shows the cells settled since its last call, whoever ran them, and counts them."""
-    left = _left(cells, store)
+def _watch(cells: Sequence[Cell], store: Store, progress: bool) -> Iterator[Look]:
+    """Give a function that shows the cells settled since its last call, whoever ran them, and returns those left."""
+    left = [cell for cell in cells if not store.settled(cell)]
     options: dict[str, Any] = {"total": len(cells), "initial": len(cells) - len(left), "unit": "cell"}
     with tqdm(**options, disable=None if progress else True) as bar:  # None: only in a terminal
 
-        def look() -> int:
-            settled = [cell for cell in left if store.settled(cell)]
-            for cell in settled:
+        def look() -> list[Cell]:
+            for cell in [cell for cell in left if store.settled(cell)]:
                 left.remove(cell)
                 text = f"{Path(cell.data).name} {cell.label} seed {cell.seed}: {_outcome(cell, store)}"
                 bar.set_postfix_str(text, refresh=False)
                 bar.update()
                 if progress and bar.disable:
                     print(f"[{len(cells) - len(left)}/{len(cells)}] {text}", file=sys.stderr, flush=True)
-            return len(settled)
+            return list(left)
 
         yield look
 
 
 def _outcome(cell: Cell, store: Store) -> str:
     """Return the metrics in percent and the seconds of a settled cell, or why it failed."""
-    if not store.done(cell):
-        return store.failures().get(store.path(cell).stem, "failed")
-    record = json.loads(store.path(cell).read_text("utf-8"))
-    values = " / ".join("–" if record[k] is None else f"{100 * record[k]:.1f}" for k in METRIC_LABELS)
-    return f"{values} ({record['fit_seconds']:.0f} s)"
+    if store.done(cell):
+        record = json.loads(store.path(cell).read_text("utf-8"))
+        values = ["–" if record[k] is None else f"{100 * record[k]:.1f}" for k in METRIC_LABELS]
+        return f"{' / '.join(values)} ({record['fit_seconds']:.0f} s)"
+    return store.failures().get(store.path(cell).stem, "failed")
 
 
-def _run_processes(cells: Sequence[Cell], store: Store, workers: Workers, look: Callable[[], int]) -> None:
-    """Keep up to ``count`` processes at work until all cells are settled; none of them outlives this function."""
-    running: list[subprocess.Popen[bytes]] = []
-    deaths = 0
-    planned = [dataclasses.asdict(cell) for cell in cells]
-    order = {"folder": str(store.folder.resolve()), "cells": planned, "fresh": workers.fresh, "parent": os.getpid()}
+def _run_processes(cells: Sequence[Cell], store: Store, workers: Workers, look: Look) -> None:
+    """Keep up to ``count`` processes at work until no cell is left; none of them outlives this function."""
+    planned = {cell.name: cell for cell in cells}
+    running: dict[subprocess.Popen[bytes], Path] = {}  # with what each says
+    deaths = Counter[str]()  # by cell; those before the first cell under no name
+    order = {"folder": str(store.folder.resolve()), "cells": [dataclasses.asdict(cell) for cell in cells]}
     with tempfile.TemporaryDirectory() as scratch:
-        source, log = Path(scratch, "order.json"), Path(scratch, "log.txt")
-        source.write_text(json.dumps(order), "utf-8")
+        source, logs = Path(scratch, "order.json"), (Path(scratch, f"{i}.txt") for i in itertools.count())
+        source.write_text(json.dumps({**order, "fresh": workers.fresh, "parent": os.getpid()}), "utf-8")
         try:
-            while left := _left(cells, store):
-                deaths = 0 if look() else deaths
+            while left := look():
                 for worker in [w for w in running if w.poll() is not None]:
-                    running.remove(worker)
-                    deaths += worker.returncode != 0
-                    # Those that die of their cell settle it sooner: these do not even begin one.
-                    if worker.returncode == 2 or deaths > _TRIES * workers.count:
-                        lines = log.read_text("utf-8", "replace").split("\n")
-                        reason = next((line for line in reversed(lines) if line.strip()), "they say nothing")
-                        raise StudyError(reason if worker.returncode == 2 else f"no process can run cells: {reason}")
+                    lines = [line for line in running.pop(worker).read_text("utf-8", "replace").split("\n") if line]
+                    reason = lines[-1] if lines else "they say nothing"
+                    name = next((line for line in reversed(lines) if line in planned), "")
+                    if worker.returncode == 2:
+                        raise StudyError(reason)
+                    deaths[name] += worker.returncode != 0
+                    if deaths[name] == _TRIES and not name:
+                        raise StudyError(f"no process can run cells: {reason}")
+                    if deaths[name] == _TRIES and not store.done(planned[name]):  # it would take all others along
+                        words = f"a process died {_TRIES} times while it ran, perhaps for want of memory"
+                        store.fail(planned[name], Failure(words))
                 while len(running) < min(workers.count, len(left)):
-                    running.append(_start(source, log, cells[0].threads))
-                time.sleep(_PATIENCE / 5)
-            look()
-        finally:  # at once: they have not died of their cells
+                    log = next(logs)
+                    running[_start(source, log, cells[0].threads)] = log
+                time.sleep(_PATIENCE)
+        finally:
             for worker in running:
                 worker.kill()
             for worker in running:
                 worker.wait()
-            store.forgive([worker.pid for worker in running])
 
 
 def _start(source: Path, log: Path, threads: int) -> subprocess.Popen[bytes]:
@@ -227,14 +203,12 @@ def _python_path() -> str:
 
 
 @cache
-def _end_with(parent: int, store: Store | None = None) -> None:
+def _end_with(parent: int) -> None:
     """End this process when its parent ends, however that does."""
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(_PATIENCE)
-        if store is not None:
-            store.forgive([os.getpid()])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -243,35 +217,39 @@ def _end_with(parent: int, store: Store | None = None) -> None:
 def main() -> int:
     """Work on the cells that standard input names: a store's ``folder``, ``cells``, ``fresh``, and the ``parent``.
 
-    Returns 2 and prints one line if the store cannot be used.
+    Prints the name of each before it begins. Returns 2 and prints one line if the store cannot be used.
     """
     order = json.load(sys.stdin)
-    store = Store(order["folder"])
-    _end_with(order["parent"], store)
+    _end_with(order["parent"])
+    store, cells = Store(order["folder"]), [Cell(**cell) for cell in order["cells"]]
+
+    def announced(cell: Cell) -> Outcome:
+        print(f"\n{cell.name}", flush=True)
+        return attempt(cell)
+
     try:
-        work([Cell(**cell) for cell in order["cells"]], store, fresh=order["fresh"])
+        work(store, lambda: [c for c in cells if not store.settled(c)], announced, fresh=order["fresh"])
     except MlffnError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
     return 0
 
 
-def _run_on_ray(cells: Sequence[Cell], store: Store, workers: Workers, look: Callable[[], int]) -> None:
+def _run_on_ray(store: Store, workers: Workers, look: Look) -> None:
     """Run cells as Ray tasks, claimed here: Ray runs a task again elsewhere if its worker or node dies."""
+    if not (left := look()):
+        return
     with extra("distributed"):
         import ray
-    own = bool(_left(cells, store)) and not ray.is_initialized()
+    threads, own = left[0].threads, not ray.is_initialized()
     if own:
-        _start_ray(workers, cells[0].threads)
-    task = ray.remote(
-        num_cpus=cells[0].threads,
-        num_gpus=workers.gpus,
-        max_retries=_TRIES,
-        runtime_env={"env_vars": {"PYTHONPATH": _python_path()}},
-    )(_attempt_on_ray)
+        _start_ray(workers, threads)
+    environment = {"env_vars": {"PYTHONPATH": _python_path()}}
+    options: Any = {"num_gpus": workers.gpus, "max_retries": _TRIES, "runtime_env": environment}
+    task = ray.remote(num_cpus=threads, **options)(_attempt_on_ray)
     pending: dict[Any, tuple[Cell, Any]] = {}
     try:
-        while left := _left(cells, store):
+        while left := look():
             for cell in left:
                 if len(pending) < workers.count and (lock := store.claim(cell)) is not None:
                     pending[task.remote(cell)] = cell, lock
@@ -279,16 +257,13 @@ def _run_on_ray(cells: Sequence[Cell], store: Store, workers: Workers, look: Cal
                 time.sleep(_PATIENCE)
                 continue
             for reference in ray.wait(list(pending), timeout=_PATIENCE)[0]:
-                cell, lock = pending[reference]
+                cell, lock = pending.pop(reference)
                 try:
-                    outcome = ray.get(reference)
+                    store.keep(cell, ray.get(reference))
                 except ray.exceptions.RayError as error:
-                    outcome = Failure(" ".join(str(error).split()))
-                store.keep(cell, outcome)
-                store.release(lock)
-                del pending[reference]
-            look()
-        look()
+                    store.fail(cell, Failure(" ".join(str(error).split())))
+                finally:
+                    store.release(lock)
     finally:
         for reference, (_, lock) in pending.items():
             ray.cancel(reference, force=True)
@@ -297,7 +272,7 @@ def _run_on_ray(cells: Sequence[Cell], store: Store, workers: Workers, look: Cal
             ray.shutdown()
 
 
-def _attempt_on_ray(cell: Cell) -> dict[str, Any] | Failure:
+def _attempt_on_ray(cell: Cell) -> Outcome:
     _end_with(os.getppid())
     return attempt(cell)
 
@@ -305,20 +280,14 @@ def _attempt_on_ray(cell: Cell) -> dict[str, Any] | Failure:
 def _start_ray(workers: Workers, threads: int) -> None:
     import ray
 
-    cores = None if workers.address else workers.count * threads
-    host, _, port = (workers.address or "").rpartition("://")[2].rpartition(":")
+    there = workers.address or "this machine"
+    own: Any = {} if workers.address else {"num_cpus": workers.count * threads, "include_dashboard": False}
+    host, _, port = there.rpartition("://")[2].rpartition(":")
     try:
         if host and port.isdecimal():  # where nothing listens, Ray itself would try for a quarter of an hour
             socket.create_connection((host, int(port)), timeout=10).close()
-        ray.init(
-            address=workers.address or "local",
-            num_cpus=cores,
-            include_dashboard=None if workers.address else False,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-        )
+        ray.init(workers.address or "local", **own, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises anything, even Exception itself
-        there = workers.address or "this machine"
         raise ConfigError(f"cannot reach a Ray cluster at {there}: {first_line(error)}") from error
 
 

@@ -13,7 +13,13 @@ from .grid import Grid, identity
 from .paper import PAPER
 
 METRICS = list(METRIC_LABELS)
-COSTS = ["fit_seconds", "predict_ms", "peak_memory_mb", "gpu_memory_mb"]
+COSTS = {
+    "fit_seconds": "fit s",
+    "predict_ms": "predict ms/image",
+    "peak_memory_mb": "peak memory MB",
+    "gpu_memory_mb": "GPU memory MB",
+}
+"""What a cell costs: keys of its record, and what tables call them."""
 VERDICTS = ("supported", "not distinguishable", "contradicted")
 """What an interval says of the paper's claim."""
 
@@ -34,47 +40,31 @@ def frame(records: Sequence[Mapping[str, Any]], grid: Grid) -> pd.DataFrame:
     rows = []
     for record in records:
         if (column := columns.get(identity(record["config"]))) is not None:
-            about = [record[k] for k in _ABOUT]
-            metrics = [np.nan if record[k] is None else 100 * record[k] for k in METRICS]
             shape, steps = "×".join(map(str, record["shape"])), record["config"]["train"]["steps"]
-            costs = [np.nan if record[k] is None else record[k] for k in COSTS]
-            rows.append([column, *about, shape, steps, *costs, *metrics])
-    return pd.DataFrame(rows, columns=_FIELDS)
+            rows.append({**record, "column": column, "shape": shape, "steps": steps})
+    cells = pd.DataFrame(rows, columns=_FIELDS).astype(dict.fromkeys([*COSTS, *METRICS], float))
+    return cells.assign(**{metric: 100 * cells[metric] for metric in METRICS})
 
 
 def table(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     """Return mean and sample deviation over seeds of the mean over sets, beside the paper's number.
 
-    Parameters
-    ----------
-    cells : DataFrame
-        From :func:`frame`.
-    grid : Grid
-        Their grid.
-
-    Returns
-    -------
-    DataFrame
-        A row per column and metric: ``column``, ``metric``, ``mean``, ``std`` (NaN for one seed), ``seeds``, ``paper``
-        (NaN where it says nothing). A seed counts where every set has it.
+    A row per column and metric: ``column``, ``metric``, ``mean``, ``std`` (NaN for one seed), ``seeds``, ``paper``
+    (NaN where it says nothing). A seed counts where every set has it.
     """
-    sets = cells["set"].nunique()
     rows = []
     for column in grid.columns:
         by_seed = cells[cells["column"] == column].groupby("seed")
-        whole = [seed for seed, group in by_seed if group["set"].nunique() == sets]
-        for metric in METRICS:
-            values = by_seed[metric].mean().reindex(whole)
-            spread = values.std(ddof=1) if len(values) > 1 else np.nan
-            mean = values.mean() if len(values) else np.nan
-            rows.append((column, metric, mean, spread, len(whole), _paper(grid, column, metric)))
+        whole = by_seed["set"].nunique() == cells["set"].nunique()
+        means = by_seed[METRICS].mean()[whole]
+        rows += [(column, m, means[m].mean(), means[m].std(), len(means), _paper(grid, column, m)) for m in METRICS]
     return pd.DataFrame(rows, columns=["column", "metric", "mean", "std", "seeds", "paper"])
 
 
 def by_set(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     """Return mean and sample deviation over seeds of metrics and costs, a row per set and column that has cells."""
     rank = {name: i for i, name in enumerate(grid.columns)}
-    groups = cells.assign(rank=cells["column"].map(rank)).groupby(["set", "rank"], sort=True)
+    groups = cells.assign(rank=cells["column"].map(rank)).groupby(["set", "rank"])
     numbers = [*METRICS, *COSTS]
     about = [groups[["column", "shape"]].first(), groups.size().rename("seeds")]
     spread = groups[numbers].std(ddof=1).add_suffix("_std")
@@ -84,24 +74,20 @@ def by_set(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:
 def differences(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     """Return the differences between columns that a grid names as its steps, with 95 % intervals.
 
-    Pairs are those of one set and one seed; the interval is the paired bootstrap's over them.
-
-    Returns
-    -------
-    DataFrame
-        ``before``, ``after``, ``metric``, ``difference`` (percentage points), ``low``, ``high``, ``pairs``, ``paper``
-        (the paper's difference, NaN where it has none) and ``verdict``.
+    Pairs are those of one set and one seed; the interval is the paired bootstrap's over them. A row holds ``before``,
+    ``after``, ``metric``, ``difference`` (percentage points), ``low``, ``high``, ``pairs``, ``paper`` (the paper's
+    difference, NaN where it has none) and ``verdict``.
     """
     indexed = cells.set_index(["set", "seed"])
     rows = []
     for before, after in grid.steps:
         first, second = (indexed[indexed["column"] == name] for name in (before, after))
         for metric in METRICS:
-            pairs = (second[metric] - first[metric]).dropna().sort_index().to_numpy()
-            low, high = interval(pairs)
+            pairs = (second[metric] - first[metric]).dropna().sort_index()
+            low, high = interval(pairs.to_numpy())
             claimed = _paper(grid, after, metric) - _paper(grid, before, metric)
-            mean = pairs.mean() if len(pairs) else np.nan
-            rows.append((before, after, metric, mean, low, high, len(pairs), claimed, verdict(low, high, claimed)))
+            said = verdict(low, high, claimed)
+            rows.append((before, after, metric, pairs.mean(), low, high, len(pairs), claimed, said))
     names = ["before", "after", "metric", "difference", "low", "high", "pairs", "paper", "verdict"]
     return pd.DataFrame(rows, columns=names)
 

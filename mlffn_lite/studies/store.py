@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,16 +30,11 @@ class Failure(NamedTuple):
 
 
 class Store:
-    """A folder of cells.
+    """A folder of cells, made when the first file is written.
 
     ``cells/NAME.json`` is a finished cell, ``cells/NAME.failed.json`` why one failed last, ``grids/`` what was asked
     for, ``data/SET.json`` the digest of every file of a data set, ``locks/`` says which cells are under way on this
-    file system, and how often the processes that ran one have died.
-
-    Parameters
-    ----------
-    folder : path
-        Made when the first file is written.
+    file system.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -79,55 +73,29 @@ class Store:
         for cell in cells:
             self._failed(cell).unlink(missing_ok=True)
 
-    def tries(self, cell: Cell) -> int:
-        """Return how many processes have died while they ran a cell."""
-        path = self._tries(cell)
-        return len(path.read_text().split()) if path.exists() else 0
-
-    def begin(self, cell: Cell) -> None:
-        """Count a try of a claimed cell: whoever dies leaves its process number behind."""
-        with self._tries(cell).open("a") as file:
-            file.write(f"{os.getpid()}\n")
-
-    def end(self, cell: Cell) -> None:
-        """Forget the tries of a claimed cell."""
-        self._tries(cell).unlink(missing_ok=True)
-
-    def forgive(self, processes: Collection[int]) -> None:
-        """Forget the tries of processes that were told to end."""
-        for path in (self.folder / LOCKS).glob("*.tries"):
-            with contextlib.suppress(FileNotFoundError):  # its cell has ended
-                if others := [n for n in path.read_text().split() if int(n) not in processes]:
-                    path.write_text("".join(f"{n}\n" for n in others))
-                else:
-                    path.unlink()
-
     def _failed(self, cell: Cell) -> Path:
         return self.path(cell).with_suffix(FAILED)
-
-    def _tries(self, cell: Cell) -> Path:
-        return self.folder / LOCKS / f"{self.path(cell).stem}.tries"
 
     def failures(self) -> dict[str, str]:
         """Return why cells failed last, by name."""
         paths = sorted((self.folder / CELLS).glob(f"*{FAILED}"))
-        return {p.name.removesuffix(FAILED): str(_load(p, "reason")) for p in paths}
+        return {p.name.removesuffix(FAILED): str(_beside(p, "reason")) for p in paths}
 
     def claim(self, cell: Cell) -> FileLock | None:
         """Lock a cell that is not settled; None if it is, or if another process has it. The lock dies with us."""
         folder = self.folder / LOCKS
+        lock = FileLock(folder / f"{self.path(cell).stem}.lock", thread_local=False)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(folder / f"{self.path(cell).stem}.lock", thread_local=False)
             lock.acquire(blocking=False)
         except Timeout:
             return None
         except OSError as error:
             raise StudyError(f"cannot write {folder}: {error.strerror or error}; choose another --out") from error
-        if self.settled(cell):
-            self.release(lock)
-            return None
-        return lock
+        if not self.settled(cell):
+            return lock
+        self.release(lock)
+        return None
 
     def release(self, lock: FileLock) -> None:
         """Give a claim back. Its file stays: were it deleted, two processes could hold the same claim."""
@@ -137,13 +105,11 @@ class Store:
         """Return the names of the cells that some process holds now."""
         held = []
         for path in sorted((self.folder / LOCKS).glob("*.lock")):
-            lock = FileLock(path)
             try:
-                lock.acquire(blocking=False)
+                with FileLock(path, blocking=False):
+                    pass
             except Timeout:
                 held.append(path.stem)
-            else:
-                lock.release()
         return held
 
     def paths(self) -> list[Path]:
@@ -153,77 +119,67 @@ class Store:
     def records(self) -> list[dict[str, Any]]:
         """Return all finished cells, by name.
 
-        Raises
-        ------
-        StudyError
-            If there is none, or a file is damaged, foreign, renamed, or from an incompatible version.
+        A StudyError says that there is none, or a file is damaged, foreign, renamed, or from an incompatible version.
         """
-        paths = self.paths()
-        if not paths:
-            raise StudyError(f"{self.folder} holds no finished cell; give the --out of `mlffn study`")
-        return [_read(path) for path in paths]
+        if paths := self.paths():
+            return [_record(path) for path in paths]
+        raise StudyError(f"{self.folder} holds no finished cell; give the --out of `mlffn study`")
 
     def check(self, places: Mapping[str, Place]) -> None:
         """Refuse a store that holds damaged or incompatible cells, or cells of other data under the same name."""
-        if self.paths():
-            stored = {r["set"]: r["fingerprint"] for r in self.records()}
-            for name, place in places.items():
-                if stored.get(name, place.fingerprint) != place.fingerprint:
-                    raise StudyError(self._difference(name, place))
+        stored = {r["set"]: r["fingerprint"] for r in self.records()} if self.paths() else {}
+        for name, place in places.items():
+            if stored.get(name, place.fingerprint) == place.fingerprint:
+                continue
+            path = self.folder / DATA / f"{name}.json"
+            before = _beside(path, "files") if path.exists() else place.digests
+            changed = sorted({file for file, _ in before.items() ^ place.digests.items()})
+            more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
+            said = f" ({changed[0]} differs{more})" if changed else ""
+            raise StudyError(
+                f"{place.path} has changed since the cells in {self.folder} ran{said}; restore it or choose another"
+                " --out"
+            )
 
     def remember(self, grids: Sequence[Grid], places: Mapping[str, Place]) -> None:
         """Keep what was asked for, to make tables of it, and the digests of the data, to say which file changed."""
-        for grid in grids:
-            content = dataclasses.asdict(grid)
-            path = self.folder / GRIDS / f"{grid.name}-{digest_of(content)}.json"
+        asked = map(dataclasses.asdict, grids)
+        files = {f"{GRIDS}/{content['name']}-{digest_of(content)}": content for content in asked}
+        files |= {f"{DATA}/{k}": {"fingerprint": p.fingerprint, "files": p.digests} for k, p in places.items()}
+        for name, content in files.items():
+            path = self.folder / f"{name}.json"
             if not path.exists():
                 write_json(path, content)
-        for name, place in places.items():
-            path = self.folder / DATA / f"{name}.json"
-            if not path.exists():
-                write_json(path, {"fingerprint": place.fingerprint, "files": place.digests})
 
     def grids(self) -> list[Grid]:
         """Return the grids that were asked for; those of one name and setting are one."""
-        paths = sorted((self.folder / GRIDS).glob("*.json"))
-        return merge([_grid(path) for path in paths])
-
-    def _difference(self, name: str, place: Place) -> str:
-        """Say which files of a data set are not those that the cells ran on."""
-        found, path = "", self.folder / DATA / f"{name}.json"
-        if path.exists():
-            before = _load(path, "files")
-            changed = sorted(p for p in before.keys() | place.digests.keys() if before.get(p) != place.digests.get(p))
-            found = f" ({changed[0]} differs{f' and {len(changed) - 1} more' * (len(changed) > 1)})" if changed else ""
-        return (
-            f"{place.path} has changed since the cells in {self.folder} ran{found}; restore it or choose another --out"
-        )
+        found = []
+        for path in sorted((self.folder / GRIDS).glob("*.json")):
+            with _content(path, " and give its command again") as content:
+                found.append(Grid(**{**content, "steps": [tuple(pair) for pair in content["steps"]]}))
+        return merge(found)
 
 
-def _grid(path: Path) -> Grid:
+@contextlib.contextmanager
+def _content(path: Path, advice: str) -> Iterator[Any]:
+    """Give what a JSON file holds; one that cannot be read or lacks something is an error that says what to do."""
     try:
-        content = json.loads(path.read_text("utf-8"))
-        return Grid(**{**content, "steps": [(before, after) for before, after in content["steps"]]})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StudyError(f"{path} is damaged ({error}); delete it and give its command again") from error
+        yield json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StudyError(f"{path} is damaged or foreign ({error}); delete it{advice}") from error
 
 
-def _load(path: Path, key: str) -> Any:
+def _beside(path: Path, key: str) -> Any:
     """Return one value of a file that stands beside the cells."""
-    try:
-        return json.loads(path.read_text("utf-8"))[key]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StudyError(f"{path} is damaged ({error}); delete it, no result is lost") from error
+    with _content(path, ", no result is lost") as content:
+        return content[key]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text("utf-8"))
+def _record(path: Path) -> dict[str, Any]:
+    with _content(path, " and run its cell again") as record:
         if (numerics := record["numerics"]) != NUMERICS:
             raise StudyError(f"{path} comes from numerics {numerics}, this is {NUMERICS}; move such cells elsewhere")
         missing = {*METRIC_LABELS, "shape", "images", "device"} - record.keys()
         if missing or Cell.of(record).name != path.name:
             raise ValueError("not a cell of that name")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StudyError(f"{path} is damaged or foreign ({error}); delete it and run its cell again") from error
-    return dict(record)
+        return dict(record)

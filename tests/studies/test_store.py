@@ -320,24 +320,6 @@ def test_grids_of_one_setting_are_one_and_of_two_are_two(tmp_path: Path) -> None
             store.grids()
 
 
-def test_tries_are_counted_until_the_cell_ends(cells: list[Cell], tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    lock = store.claim(cells[0])
-    assert lock is not None
-    for tries in range(3):
-        assert store.tries(cells[0]) == tries
-        store.begin(cells[0])
-    store.end(cells[0])
-    store.end(cells[0])
-    assert store.tries(cells[0]) == 0
-    for cell in cells[:2]:
-        store._tries(cell).write_text(f"{os.getpid() + 1}\n")
-        store.begin(cell)
-    store.forgive([os.getpid(), os.getpid() + 2])
-    assert [store.tries(c) for c in cells[:3]] == [1, 1, 0]
-    store.release(lock)
-
-
 def test_a_full_disk_leaves_what_was_there(store: Store, cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     before = {p: p.read_bytes() for p in store.folder.rglob("*") if p.is_file()}
 

@@ -110,8 +110,8 @@ def _cut_short(base: Config, part: str) -> Config:
     return arm_config(base, arms.get(part, "+stl"))
 
 
-def _with_the_density(base: Config, part: str) -> Config:
-    return _left_out(Config.preset("lite"), part)
+def _from_a_preset(base: Config, part: str) -> Config:
+    return _left_out(Config.preset("small", pseudo={"kinds": {"blemish": 1.0}}), part)
 
 
 def _left_out(base: Config, part: str) -> Config:
@@ -128,12 +128,12 @@ def _left_out(base: Config, part: str) -> Config:
     wrong={
         "adds one part to the baseline": _from_baseline,
         "cuts the table off before the part": _cut_short,
-        "starts from the preset": _with_the_density,
+        "starts from another configuration": _from_a_preset,
     },
 )
 def leave_out(answer: Callable[[Config, str], Config]) -> None:
     """The whole method without one part."""
-    base = study_config("lite", small=True)
+    base = study_config("small", small=True)
     for part in ("self_calibration", "texture", "consistency", "score_constraint"):
         ours = answer(base, part)
         assert isinstance(ours, Config), "return a configuration"

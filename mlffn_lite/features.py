@@ -150,16 +150,16 @@ class FeatureDetector(FrozenDetector):
     config : Config
         Only ``data.size``, ``model.backbone``, ``model.weights``, ``model.stride``, ``train.seed``,
         ``train.precision`` and ``train.device`` count.
-    parameters : FeatureParameters
+    parameters : FeatureParameters, optional
         The method's own parameters.
     """
 
     memory: ClassVar[tuple[str, ...]]
     """Names of the attributes, tensors all, that fitting fills."""
 
-    def __init__(self, config: Config, parameters: FeatureParameters) -> None:
+    def __init__(self, config: Config, parameters: FeatureParameters | None = None) -> None:
         super().__init__(config)
-        self.parameters: Any = parameters  # of the subclass's own type
+        self.parameters: Any = parameters or FeatureParameters()  # of the subclass's own type
 
     @abstractmethod
     def _learn(self, features: Iterator[Tensor], images: int) -> None:

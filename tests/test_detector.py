@@ -167,12 +167,10 @@ def test_the_door_gives_the_class_of_the_method(tmp_path: Path) -> None:
 
 MINE = """
 import torch
-from mlffn_lite.features import FeatureDetector, FeatureParameters
+from mlffn_lite.features import FeatureDetector
 
 class MeanDistance(FeatureDetector):
     memory = ("centre",)
-    def __init__(self, config):
-        super().__init__(config, FeatureParameters(levels=(2,)))
     def _learn(self, features, images):
         self.centre = torch.cat([x.mean((0, 2, 3))[None] for x in features]).mean(0)
     def _distances(self, features):

@@ -100,14 +100,14 @@ def _unpaired(cells: pd.DataFrame, column: str, metric: str) -> bool:
 )
 def is_best(answer: Callable[[pd.DataFrame, str, str], bool]) -> None:
     """Whether a column is distinguishably better than every other."""
-    clear = _cells({"0": -20.0, "25": 0.0, "50": 2.0, "100": 0.5})
-    tied = _cells({"0": -20.0, "25": 0.0, "50": 2.0, "100": 1.9}, noise=3.0)
-    assert answer(clear.copy(), "50", "pro"), (
+    clear = _cells({"0 %": -20.0, "25 %": 0.0, "50 %": 2.0, "100 %": 0.5})
+    tied = _cells({"0 %": -20.0, "25 %": 0.0, "50 %": 2.0, "100 %": 1.9}, noise=3.0)
+    assert answer(clear.copy(), "50 %", "pro"), (
         "a column that is better in every pair of every other column is the best, however much the sets differ"
     )
-    assert not answer(clear.copy(), "25", "pro"), "a column that is worse than one other is not the best"
-    assert tied.groupby("column")["pro"].mean().idxmax() in ("50", "100")
-    for column in ("50", "100"):
+    assert not answer(clear.copy(), "25 %", "pro"), "a column that is worse than one other is not the best"
+    assert tied.groupby("column")["pro"].mean().idxmax() in ("50 %", "100 %")
+    for column in ("50 %", "100 %"):
         assert not answer(tied.copy(), column, "pro"), "of two columns that cannot be told apart neither is the best"
 
 

@@ -78,7 +78,7 @@ class BackboneDetector(AnomalyDetector):
 
     def _ready(self, module: M) -> M:
         """Return a module in evaluation, on the device, in the layout that convolutions are fastest in."""
-        if module.training or next(module.parameters()).device != self.device:
+        if module.training or next(module.parameters()).device.type != self.device.type:  # "cuda" is not "cuda:0"
             module.to(self.device).to(memory_format=torch.channels_last).eval()
         return module
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mlffn_lite import metrics
+from mlffn_lite import metrics, registry
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.detector import AnomalyDetector, Calibration, Prediction
@@ -101,6 +101,15 @@ def test_batches_do_not_mix(fitted: Any, folder: AnomalyFolder) -> None:
     many = images.repeat(3, 1, 1, 1)
     maps = detector.predict(many).maps
     torch.testing.assert_close(maps[: len(images)], maps[-len(images) :], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("method", registry.names("methods"))
+def test_scores_are_finer_than_the_autocast_type(method: str, folder: AnomalyFolder) -> None:
+    """Layers may compute in bfloat16, with its three digits; distances and their combinations may not."""
+    config = CONFIG.replace(method=method, train={"precision": "bf16", "steps": 4})
+    maps, scores = AnomalyDetector(config).fit(folder, progress=False).predict(folder.test.images())
+    assert maps.dtype == scores.dtype == torch.float32
+    assert (maps.bfloat16().float() != maps).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.int32)])

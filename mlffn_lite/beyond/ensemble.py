@@ -16,7 +16,7 @@ from ..datasets.sources import iterate_batches
 from ..detector import PREDICT_BATCH, AnomalyDetector, Calibration, Prediction, batches
 from ..errors import CheckpointError
 from ..features import BackboneDetector, FrozenDetector
-from ..layers import normal_range
+from ..layers import no_autocast, normal_range
 from ..storage import CHECKPOINT, CONFIG, HISTORY, write_atomic
 
 MEMBERS = "members"
@@ -138,7 +138,8 @@ class EnsembleDetector(AnomalyDetector):
     def _combine(self, maps: Tensor) -> Tensor:
         """Return the weighted mean (B, H, W) of standardised maps; 1 is the edge of the normal range."""
         weights = self.weights.to(maps.device)
-        return torch.einsum("m,mbhw->bhw", weights / weights.sum(), maps)
+        with no_autocast(maps):
+            return torch.einsum("m,mbhw->bhw", weights / weights.sum(), maps)
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {"ranges": self.ranges}

@@ -195,6 +195,41 @@ class DensityConfig(Section):
         return self
 
 
+class MemoryConfig(Section):
+    """The method ``memory``, not in the paper: distance from rare good patches (``beyond/memory.py``)."""
+
+    levels: Annotated[tuple[Literal[1, 2, 3], ...], Field(strict=False, min_length=1)] = (1, 2, 3)
+    """Levels of the backbone that are concatenated, those at strides 4, 8 and 16."""
+    stride: Literal[4, 8, 16] = 8
+    """Input pixels per patch; 4 for small defects."""
+    averages: Annotated[tuple[Literal[1, 3, 5, 7], ...], Field(strict=False, min_length=1)] = (1, 3)
+    """Sides of the neighbourhoods that features are averaged over, zeros outside the image: one bank for each."""
+    floors: Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...], Field(strict=False, min_length=1)] = (
+        0.1,
+        1.0,
+    )
+    """Added to the eigenvalues of each bank's whitening, as a share of their mean: large, it only turns the axes."""
+    dims: Annotated[int, Field(ge=1, le=4096)] = 64
+    """Principal axes kept."""
+    patches: Annotated[int, Field(ge=1, le=10**6)] = 2000
+    """Patches in a bank."""
+    candidates: Annotated[int, Field(ge=1, le=10**7)] = 100_000
+    """Patches that a bank is chosen from, as many of every image."""
+    neighbours: Annotated[int, Field(ge=1, le=64)] = 3
+    """Nearest patches whose distances are averaged."""
+    sigma: Annotated[float, Field(ge=0, le=64)] = 0.0
+    """Standard deviation of the Gaussian that smooths the maps, in 256ths of a side."""
+
+    @model_validator(mode="after")
+    def _banks(self) -> Self:
+        if len(self.averages) != len(self.floors) or len(set(self.averages)) < len(self.averages):
+            raise ValueError(
+                f"memory.averages = {list(self.averages)} must name each side once, and memory.floors ="
+                f" {list(self.floors)} give a floor for each"
+            )
+        return self
+
+
 class EnsembleConfig(Section):
     """The method ``ensemble``, not in the paper: several methods' maps, standardised and averaged."""
 
@@ -222,6 +257,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     density: DensityConfig = DensityConfig()
+    memory: MemoryConfig = MemoryConfig()
     ensemble: EnsembleConfig = EnsembleConfig()
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import Any, ClassVar, NamedTuple, Self
 
 import pandas as pd
 import torch
@@ -33,7 +33,6 @@ from .storage import (
     write_json,
 )
 
-T = TypeVar("T")
 PREDICT_BATCH = 16
 CALIBRATION_IMAGES = 256
 """Good training images, at most, that colours and threshold are taken from, evenly spread over the set."""
@@ -128,6 +127,9 @@ class AnomalyDetector:
     trains: ClassVar[bool] = False
     """Whether fitting takes optimiser steps, which can be interrupted and resumed."""
 
+    parts: int = 1
+    """Maps that its score is made of, which an ensemble weighs one by one."""
+
     def __new__(cls, config: Config, *arguments: Any, **options: Any) -> Self:
         """Choose the class: that of ``config.method`` where none is named."""
         if cls is not AnomalyDetector:
@@ -189,7 +191,7 @@ class AnomalyDetector:
                 return self
         seconds = self._fit(parts.train, run=run, progress=progress, resume=resume)
         started = time.perf_counter()
-        self._calibrate(self._sample(parts.train))
+        self._calibrate(parts.train)
         self.seconds = seconds + time.perf_counter() - started
         if run is not None and self.rank == 0:
             self.save(run)
@@ -202,12 +204,15 @@ class AnomalyDetector:
     def _score(self, images: Tensor) -> Tensor:
         """Return score maps (B, H, W), float32, of images (B, 3, H, W) float in [0, 1], both on the device.
 
-        Called in inference mode and under the configured autocast, with channels-last images.
+        Called in inference mode, in float32, with channels-last images, one or always as many at a time.
         """
         raise NotImplementedError
 
-    def _score_left_out(self, images: Tensor) -> Tensor:
-        """As :meth:`_score`, of images that it was fitted to: each as if it had not been, where the method can."""
+    def _score_left_out(self, images: Tensor, numbers: Tensor) -> Tensor:
+        """As :meth:`_score`, of images that it was fitted to: each as if it had not been, where the method can.
+
+        ``numbers`` (B,) are their places in the training set.
+        """
         return self._score(images)
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -351,9 +356,9 @@ class AnomalyDetector:
         return True
 
     def environment(self) -> dict[str, Any]:
-        """Return seed, device, precision, threads, versions and commit, to stand beside a result."""
-        dtype = autocast_dtype(self.config.train.precision, self.device) or torch.float32
-        precision = str(dtype).removeprefix("torch.")
+        """Return seed, device, precision of training, threads, versions and commit, to stand beside a result."""
+        trained = autocast_dtype(self.config.train.precision, self.device) if self.trains else None
+        precision = str(trained or torch.float32).removeprefix("torch.")
         return {"seed": self.config.train.seed, "precision": precision, **environment(self.device)}
 
     def complete_run(
@@ -393,9 +398,10 @@ class AnomalyDetector:
         return result, prediction
 
     @torch.inference_mode()
-    def _calibrate(self, good: Split) -> None:
+    def _calibrate(self, train: Split) -> None:
         """Learn what scores of good images look like, from training images that are left out where that can be."""
-        maps = torch.cat([self._run(images, self._score_left_out).cpu() for images in batches(good)])
+        sample = calibration_sample(train)
+        maps = torch.cat([self._run(images, self._score_left_out, numbers).cpu() for images, numbers in sample])
         self.calibration = Calibration.from_good(Prediction(maps, maps.flatten(1).amax(1)), margin=self._margin)
 
     @property
@@ -403,17 +409,29 @@ class AnomalyDetector:
         """Least span of the colours, in units of the score."""
         return 0.0
 
-    def _sample(self, train: Split) -> Split:
-        """Return the training images to calibrate on."""
-        return train.subset(range(0, len(train), -(-len(train) // CALIBRATION_IMAGES)))
+    def _run(self, images: Tensor, function: Callable[..., Any], *beside: Tensor) -> Any:
+        """Apply a function to images (B, 3, H, W), uint8 or float in [0, 1], as :meth:`_score` is applied.
 
-    def _run(self, images: Tensor, function: Callable[[Tensor], T]) -> T:
-        """Apply a function to images (B, 3, H, W), uint8 or float in [0, 1], as :meth:`_score` is applied."""
+        It takes ``beside``, more tensors (B, …), too; what it returns, a tensor or a list of tensors, has the images
+        first. A score shall depend neither on the images beside it nor on which types a processor is fast in: all is
+        float32, and every call is of the same size: one image on a CPU, where that is also fastest because its features
+        stay in the cache; elsewhere a batch, filled up with copies.
+        """
+        size = 1 if self.device.type == "cpu" else PREDICT_BATCH
+        found = []
+        with torch.autocast(self.device.type, enabled=False):
+            for start in range(0, len(images), size):
+                chunk, *more = (filled(x[start : start + size], size) for x in (images, *beside))
+                found.append(function(self._pixels(chunk), *more))
+        if isinstance(found[0], Tensor):
+            return torch.cat(found)[: len(images)]
+        return [torch.cat(parts)[: len(images)] for parts in zip(*found, strict=True)]
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        """Bring images to the device, float in [0, 1], in the layout that convolutions are fastest in."""
         images = images.to(self.device, non_blocking=True)
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-        dtype = autocast_dtype(self.config.train.precision, self.device)
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return function(scaled.contiguous(memory_format=torch.channels_last))
+        return scaled.contiguous(memory_format=torch.channels_last)
 
     def _open(self, source: Any) -> Parts:
         return open_source(source, self.config.data, shape=self.shape if self.calibration else None)
@@ -441,3 +459,15 @@ def batches(split: Split) -> Iterator[Tensor]:
     """Yield the images of a split, uint8, as many at a time as are scored together."""
     for start in range(0, len(split), PREDICT_BATCH):
         yield split.batch(range(start, min(start + PREDICT_BATCH, len(split))))[0]
+
+
+def calibration_sample(train: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the training images to calibrate on, a batch at a time, and their places in the training set."""
+    chosen = torch.arange(0, len(train), -(-len(train) // CALIBRATION_IMAGES))
+    for numbers in chosen.split(PREDICT_BATCH):
+        yield train.batch(numbers.tolist())[0], numbers
+
+
+def filled(x: Tensor, count: int) -> Tensor:
+    """Repeat the last of x (B, …), B ≥ 1, until there are ``count``."""
+    return x if len(x) == count else torch.cat([x, x[-1:].expand(count - len(x), *x.shape[1:])])

@@ -21,7 +21,7 @@ from .config import Config
 from .datasets.folder import Split
 from .detector import PREDICT_BATCH, AnomalyDetector, batches
 from .errors import CheckpointError, ConfigError
-from .layers import no_autocast, resize
+from .layers import resize
 from .storage import load_module
 
 M = TypeVar("M", bound=nn.Module)
@@ -63,18 +63,22 @@ class BackboneDetector(AnomalyDetector):
         """The backbone, whose levels :meth:`_score_levels` takes."""
 
     @abstractmethod
-    def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: bool = False) -> Tensor:
+    def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: Tensor | None = None) -> Tensor:
         """Return score maps (B, H, W), float32, of ``size``, from the backbone's levels of images.
 
-        With ``left_out`` the images are among those fitted to: each is scored as if it had not been, where the method
-        can. Called as :meth:`_score` is.
+        ``left_out`` (B,) are places in the training set, of images that were fitted to: each is scored as if it had
+        not been, where the method can. Called as :meth:`_score` is.
         """
+
+    def _score_parts(self, levels: list[Tensor], size: torch.Size, *, left_out: Tensor | None = None) -> Tensor:
+        """As :meth:`_score_levels`, the maps (B, parts, H, W) that the score is made of."""
+        return self._score_levels(levels, size, left_out=left_out)[:, None]
 
     def _score(self, images: Tensor) -> Tensor:
         return self._score_levels(self._ready(self.backbone)(images), images.shape[-2:])
 
-    def _score_left_out(self, images: Tensor) -> Tensor:
-        return self._score_levels(self._ready(self.backbone)(images), images.shape[-2:], left_out=True)
+    def _score_left_out(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return self._score_levels(self._ready(self.backbone)(images), images.shape[-2:], left_out=numbers)
 
     def _ready(self, module: M) -> M:
         """Return a module in evaluation, on the device, in the layout that convolutions are fastest in."""
@@ -163,7 +167,7 @@ class FeatureDetector(FrozenDetector):
 
     @abstractmethod
     def _learn(self, features: Iterator[Tensor], images: int) -> None:
-        """Fill the memory from batches of features (B, C, h, w), float32 on the device, of so many images in all."""
+        """Fill the memory from batches of features (B, C, h, w), on the device, of so many images in all."""
 
     @abstractmethod
     def _distances(self, features: Tensor) -> Tensor:
@@ -173,20 +177,17 @@ class FeatureDetector(FrozenDetector):
         self._learn(map(self._features, batches), images)
 
     def _features(self, levels: list[Tensor]) -> Tensor:
-        """Return the chosen levels side by side at the fused resolution, (B, C, h, w), float32."""
+        """Return the chosen levels side by side at the fused resolution, (B, C, h, w)."""
         size = levels[STRIDES.index(self.config.model.stride)].shape[-2:]
         side = self.parameters.average
-        with no_autocast(levels[0]):
-            chosen = [levels[i - 1].float() for i in self.parameters.levels]
-            if side > 1:  # with zeros outside, as in PatchCore's code: features of the border are paler
-                chosen = [F.avg_pool2d(x, side, 1, side // 2) for x in chosen]
-            return torch.cat([resize(x, size) for x in chosen], dim=1)
+        chosen = [levels[i - 1] for i in self.parameters.levels]
+        if side > 1:  # with zeros outside, as in PatchCore's code: features of the border are paler
+            chosen = [F.avg_pool2d(x, side, 1, side // 2) for x in chosen]
+        return torch.cat([resize(x, size) for x in chosen], dim=1)
 
-    def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: bool = False) -> Tensor:
+    def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: Tensor | None = None) -> Tensor:
         """Upsample distances bilinearly, then smooth them."""
-        features = self._features(levels)
-        with no_autocast(features):
-            return smooth(upsample(self._distances(features)[:, None], size), self.parameters.sigma)
+        return smooth(upsample(self._distances(self._features(levels))[:, None], size), self.parameters.sigma)
 
     def _own_tensors(self) -> dict[str, Tensor]:
         own = dataclasses.asdict(self.parameters)

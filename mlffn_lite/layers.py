@@ -63,6 +63,13 @@ def no_autocast(x: Tensor) -> torch.autocast:
     return torch.autocast(x.device.type, enabled=False)
 
 
+def eigh(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return eigenvalues, ascending, and eigenvectors; on the CPU where the device has no such routine."""
+    home = x.cpu() if x.device.type == "mps" else x
+    values, vectors = torch.linalg.eigh(home)
+    return values.to(x.device), vectors.to(x.device)
+
+
 def _overlaps(source: int, target: int) -> Tensor:
     """Overlap of target cell i with source cell j, (target, source), in whole units of 1/target source cells."""
     i, j = torch.arange(target)[:, None] * source, torch.arange(source) * target

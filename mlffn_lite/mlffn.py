@@ -64,7 +64,7 @@ class MLFFNDetector(BackboneDetector):
         self.step = trainer.step
         return trainer.seconds
 
-    def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: bool = False) -> Tensor:
+    def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: Tensor | None = None) -> Tensor:
         """Score pixels by equation (9); training images are not left out, which would take as many trainings."""
         return upsample(self._ready(self.network).head(levels).score, size)
 

@@ -15,7 +15,6 @@ from mlffn_lite import metrics, registry
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.detector import AnomalyDetector, Calibration, Prediction
-from mlffn_lite.devices import autocast_dtype
 from mlffn_lite.errors import CheckpointError, ConfigError, DataError
 from mlffn_lite.mlffn import MLFFNDetector
 from mlffn_lite.network import MLFFN, MLFFNOutput
@@ -47,12 +46,11 @@ def test_prediction_is_equation_9(fitted: Any, folder: AnomalyFolder) -> None:
     """The map is η(ψ(X)), upsampled; the image score is its maximum."""
     detector, _ = fitted
     images, network = folder.test.images()[:3], detector.network.eval()
-    dtype = autocast_dtype(detector.config.train.precision, detector.device)
-    with torch.no_grad(), torch.autocast("cpu", dtype, enabled=dtype is not None):
+    with torch.no_grad():
         score = network(images.float() / 255).score
     expected = torch.nn.functional.interpolate(score, size=(64, 64), mode="bilinear")[:, 0]
     maps, scores = detector.predict(images)
-    torch.testing.assert_close(maps, expected, atol=0.05, rtol=0.05)  # memory format changes the order of sums
+    torch.testing.assert_close(maps, expected, atol=1e-3, rtol=1e-3)  # batch and memory format change the order of sums
     assert torch.equal(scores, maps.amax((1, 2)))
     assert list(detector.maps(images)) == ["mlffn"]
     assert torch.equal(detector.maps(images)["mlffn"], maps)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..backbones import STRIDES
 from ..config import Config
 from ..features import FrozenDetector, Moments, upsample
-from ..layers import area_pool, no_autocast, resize
+from ..layers import area_pool, eigh, no_autocast, resize
 from ..storage import load_module
 
 EIGENVALUE_FLOOR = 0.01
@@ -103,7 +103,7 @@ class NormalDensity(nn.Module):
         covariance = (moments.scatter.sum(0) / moments.count + away.mT @ away) / len(away)
         self.whitening = _whitening(covariance, moments.count * len(away)).contiguous()
         scatter = self.whitening.mT @ moments.covariance() @ self.whitening
-        values, vectors = _eigh(scatter)
+        values, vectors = eigh(scatter)
         values = values.clamp(min=0)
         largest, others = values[:, -self.rank :], values[:, : -self.rank]
         rest = others.mean(1, keepdim=True) if others.shape[1] else torch.zeros_like(largest[:, :1])
@@ -192,10 +192,15 @@ class MultiscaleDensity(nn.Module):
 
     def forward(self, features: Sequence[Tensor], *, left_out: bool = False) -> Tensor:
         """Return distances (B, 1, h, w) ≥ 0 at the finest stride; see :meth:`NormalDensity.forward`."""
-        found = [d(x, left_out=left_out) / c**0.5 for d, x, c in zip(self.scales, features, self.channels, strict=True)]
+        found = self.distances(features, left_out=left_out)
         size = found[0].shape[-2:]
         coarse = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in found[1:]]
         return torch.stack([found[0], *coarse]).mean(0)
+
+    def distances(self, features: Sequence[Tensor], *, left_out: bool = False) -> list[Tensor]:
+        """Return d/√C, (B, 1, h, w) per stride."""
+        both = zip(self.scales, features, self.channels, strict=True)
+        return [density(x, left_out=left_out) / channels**0.5 for density, x, channels in both]
 
 
 def _whitening(covariance: Tensor, samples: int) -> Tensor:
@@ -204,17 +209,10 @@ def _whitening(covariance: Tensor, samples: int) -> Tensor:
     The fewer samples per channel, the more the smallest eigenvalues are too small; C/samples is added to all of them.
     """
     scale = covariance.diagonal().clamp(min=1e-12).rsqrt()
-    values, axes = _eigh(scale[:, None] * covariance * scale)
+    values, axes = eigh(scale[:, None] * covariance * scale)
     values = values.clamp(min=0)
     floor = EIGENVALUE_FLOOR + len(covariance) / samples
     return scale[:, None] * axes * (values + floor * values.mean().clamp(min=1e-12)).rsqrt()
-
-
-def _eigh(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, ascending, and eigenvectors; on the CPU where the device has no such routine."""
-    home = x.cpu() if x.device.type == "mps" else x
-    values, vectors = torch.linalg.eigh(home)
-    return values.to(x.device), vectors.to(x.device)
 
 
 def _leave_one_out(squared: Tensor, count: int) -> Tensor:
@@ -243,6 +241,7 @@ class DensityDetector(FrozenDetector):
         super().__init__(config)
         self.finest = [STRIDES.index(stride) for stride in config.density.strides]
         self._density: MultiscaleDensity | None = None
+        self.parts = len(self.finest)
 
     @property
     def density(self) -> MultiscaleDensity:
@@ -256,16 +255,19 @@ class DensityDetector(FrozenDetector):
     def _learn_levels(self, batches: Iterator[list[Tensor]], images: int) -> None:
         self.density.fit(map(self._stacks, batches))
 
-    def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: bool = False) -> Tensor:
-        return upsample(self.density(self._stacks(levels), left_out=left_out), size)
+    def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: Tensor | None = None) -> Tensor:
+        return upsample(self.density(self._stacks(levels), left_out=left_out is not None), size)
+
+    def _score_parts(self, levels: list[Tensor], size: torch.Size, *, left_out: Tensor | None = None) -> Tensor:
+        parts = self.density.distances(self._stacks(levels), left_out=left_out is not None)
+        return torch.stack([upsample(part, size) for part in parts], dim=1)
 
     def _stacks(self, levels: list[Tensor]) -> list[Tensor]:
         """Return the features, (B, ΣC, h, w) per stride: the levels that are no coarser, side by side."""
-        with no_autocast(levels[0]):
-            return [
-                torch.cat([resize(x.float(), levels[finest].shape[-2:]) for x in levels[: finest + 1]], dim=1)
-                for finest in self.finest
-            ]
+        return [
+            torch.cat([resize(x, levels[finest].shape[-2:]) for x in levels[: finest + 1]], dim=1)
+            for finest in self.finest
+        ]
 
     def _own_tensors(self) -> dict[str, Tensor]:
         return {f"density.{k}": v for k, v in self.density.state_dict().items()}

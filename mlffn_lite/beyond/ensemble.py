@@ -13,21 +13,22 @@ from torch import Tensor
 from ..config import Config
 from ..datasets.folder import Split
 from ..datasets.sources import iterate_batches
-from ..detector import PREDICT_BATCH, AnomalyDetector, Calibration, Prediction, batches
+from ..detector import PREDICT_BATCH, AnomalyDetector, Calibration, Prediction, calibration_sample
 from ..errors import CheckpointError
 from ..features import BackboneDetector, FrozenDetector
-from ..layers import no_autocast, normal_range
 from ..storage import CHECKPOINT, CONFIG, HISTORY, write_atomic
+from .borders import ZONES, Scale, fit_scale, standardise
 
 MEMBERS = "members"
 """Folder in a run where members that are trained keep their checkpoints until the whole is fitted."""
 
 
 class EnsembleDetector(AnomalyDetector):
-    """The weighted mean of its members' maps, (m − median) / (99.9th percentile − median) each, over good pixels.
+    """The weighted mean of its members' maps, each in units of what good images have, see :mod:`.borders`.
 
-    Good images are scored as if they had not been fitted to, by the members that can. While the backbone is frozen,
-    members share one pass through it.
+    Good images are scored as if they had not been fitted to, by the members that can. Of a member whose score has
+    several parts, such as the density's strides, each part is a map of its own and has an equal share of the member's
+    weight. While the backbone is frozen, members share one pass through it.
 
     Parameters
     ----------
@@ -40,8 +41,8 @@ class EnsembleDetector(AnomalyDetector):
     ----------
     members : dict of str to AnomalyDetector
         By name.
-    ranges : Tensor
-        (members, 2): the median of good pixels, and its distance to their 99.9th percentile.
+    scales : Tensor
+        (maps, 2, ZONES): the :class:`~mlffn_lite.beyond.borders.Scale` of every map.
     """
 
     def __init__(self, config: Config, *, fabric: Any = None) -> None:
@@ -50,8 +51,10 @@ class EnsembleDetector(AnomalyDetector):
         self.members = {
             name: AnomalyDetector(config.replace(method=name, pseudo=own)) for name in config.ensemble.members
         }
-        self.weights = torch.tensor(list(config.ensemble.members.values()))
-        self.ranges = torch.tensor([[0.0, 1.0]]).repeat(len(self.members), 1)
+        weights = zip(self.members.values(), config.ensemble.members.values(), strict=True)
+        shares = torch.tensor([weight / member.parts for member, weight in weights for _ in range(member.parts)])
+        self.weights = shares / shares.sum()
+        self.scales = torch.tensor([0.0, 1.0]).repeat(len(shares), 1)[:, :, None].repeat(1, 1, ZONES)
         trained = [m for m in self.members.values() if m.trains]
         for member in trained:
             member.fabric = fabric  # type: ignore[attr-defined]
@@ -96,53 +99,53 @@ class EnsembleDetector(AnomalyDetector):
         return seconds
 
     @torch.inference_mode()
-    def _calibrate(self, good: Split) -> None:
-        parts = [self._run(images, lambda x: self._member_maps(x, left_out=True)).cpu() for images in batches(good)]
-        maps = torch.cat(parts, dim=1)
-        for row, values in zip(self.ranges, maps, strict=True):
-            low, high = normal_range(values)
-            row.copy_(torch.stack((low, (high - low).clamp(min=1e-6))))
+    def _calibrate(self, train: Split) -> None:
+        sample = calibration_sample(train)
+        maps = torch.cat([self._run(images, self._maps, numbers).cpu() for images, numbers in sample])
+        self.scales = torch.stack([torch.stack(fit_scale(part)) for part in maps.unbind(1)])
         combined = self._combine(self._standardise(maps))
         self.calibration = Calibration.from_good(Prediction(combined, combined.flatten(1).amax(1)))
 
     @torch.inference_mode()
     def maps(self, images: Any) -> dict[str, Tensor]:
         """Return every member's standardised map (B, H, W) by name, and last the combined one."""
-        found = []
+        counts = [m.parts for m in self.members.values()]
+        found: dict[str, list[Tensor]] = {name: [] for name in (*self.members, self.method)}
         for batch in iterate_batches(images, self.shape, PREDICT_BATCH):
-            maps = self._run(batch, lambda x: self._standardise(self._member_maps(x)))
-            found.append(torch.cat((maps, self._combine(maps)[None])).cpu())
-        stacked = torch.cat(found, dim=1) if found else torch.zeros(len(self.members) + 1, 0, *self.shape)
-        return dict(zip((*self.members, self.method), stacked, strict=True))
+            maps = self._run(batch, lambda x: self._standardise(self._maps(x)))
+            members = [part.mean(1) for part in maps.split(counts, dim=1)]
+            for kept, new in zip(found.values(), (*members, self._combine(maps)), strict=True):
+                kept.append(new.cpu())
+        return {name: torch.cat(kept) if kept else torch.zeros(0, *self.shape) for name, kept in found.items()}
 
     def _score(self, images: Tensor) -> Tensor:
-        return self._combine(self._standardise(self._member_maps(images)))
+        return self._combine(self._standardise(self._maps(images)))
 
-    def _member_maps(self, images: Tensor, *, left_out: bool = False) -> Tensor:
-        """Return the maps as members give them, (members, B, H, W)."""
+    def _maps(self, images: Tensor, left_out: Tensor | None = None) -> Tensor:
+        """Return the maps as members give them, (B, maps, H, W)."""
         shared, levels, maps = None, [], []
         for member in self.members.values():
             if isinstance(member, BackboneDetector):
                 if member.backbone is not shared:
                     shared = member.backbone
                     levels = member._ready(shared)(images)
-                maps.append(member._score_levels(levels, images.shape[-2:], left_out=left_out))
+                maps.append(member._score_parts(levels, images.shape[-2:], left_out=left_out))
+            elif left_out is None:
+                maps.append(member._score(images)[:, None])
             else:
-                maps.append(member._score_left_out(images) if left_out else member._score(images))
-        return torch.stack(maps)
+                maps.append(member._score_left_out(images, left_out)[:, None])
+        return torch.cat(maps, dim=1)
 
     def _standardise(self, maps: Tensor) -> Tensor:
-        low, width = self.ranges.to(maps.device).T[:, :, None, None, None]
-        return (maps - low) / width
+        parts = zip(maps.unbind(1), self.scales, strict=True)
+        return torch.stack([standardise(part, Scale(*scale)) for part, scale in parts], dim=1)
 
     def _combine(self, maps: Tensor) -> Tensor:
         """Return the weighted mean (B, H, W) of standardised maps; 1 is the edge of the normal range."""
-        weights = self.weights.to(maps.device)
-        with no_autocast(maps):
-            return torch.einsum("m,mbhw->bhw", weights / weights.sum(), maps)
+        return torch.einsum("m,bmhw->bhw", self.weights.to(maps.device), maps)
 
     def _tensors(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {"ranges": self.ranges}
+        tensors: dict[str, Tensor] = {"scales": self.scales}
         stored: Any = None
         for name, member in self.members.items():
             shares = isinstance(member, BackboneDetector) and member.backbone is stored
@@ -160,9 +163,9 @@ class EnsembleDetector(AnomalyDetector):
             else:
                 member._restore(own, path)
             stored = getattr(member, "backbone", stored)
-        if (ranges := tensors.get("ranges")) is None or ranges.shape != self.ranges.shape:
+        if (scales := tensors.get("scales")) is None or scales.shape != self.scales.shape:
             raise CheckpointError(f"checkpoint {path} does not fit its configuration; restore its config.toml")
-        self.ranges = ranges
+        self.scales = scales
 
     def _take_over(self, run: Path) -> bool:
         return (run / CHECKPOINT).exists() and super()._take_over(run)

@@ -14,15 +14,8 @@ from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.errors import CheckpointError, ConfigError
-from mlffn_lite.peers.patchcore import (
-    FinePatchCore,
-    PatchCore,
-    PatchCoreParameters,
-    coreset,
-    greedy_k_center,
-    nearest,
-    sparse_projection,
-)
+from mlffn_lite.neighbours import coreset, greedy_k_center, nearest, sparse_projection
+from mlffn_lite.peers.patchcore import FinePatchCore, PatchCore, PatchCoreParameters
 from mlffn_lite.storage import CHECKPOINT, load_tensors, save_tensors
 
 CONFIG = Config.preset("tiny", method="patchcore", train={"device": "cpu"})

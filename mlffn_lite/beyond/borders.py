@@ -1,0 +1,72 @@
+"""Scores in units of what good images have: at the border of an image, of what they have at that border.
+
+Not in the paper. A convolution sees zeros outside the image, so near the border features, and distances between them,
+are unlike those inside; on surfaces that fill the picture most false alarms lie there.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..features import upsample
+from ..layers import normal_range
+
+CELL = 8
+"""Side in pixels of the cells that an image is divided into."""
+RINGS = 3
+"""Rows of cells along each border that have a scale of their own."""
+ZONES = 4 * RINGS + 1
+
+
+class Scale(NamedTuple):
+    """What scores of good images look like in every zone: their median and its distance to a high percentile."""
+
+    centre: Tensor
+    width: Tensor
+
+
+def zones(height: int, width: int) -> Tensor:
+    """Number the zones of an image of so many cells, (height, width): 0 inside, one for each row along each border.
+
+    A cell in a corner belongs to the nearest border. Of small images at most a quarter per side is border.
+    """
+    down, right = torch.arange(height)[:, None], torch.arange(width)[None]
+    sides = torch.stack(torch.broadcast_tensors(down, height - 1 - down, right, width - 1 - right))
+    distance, side = sides.min(0)
+    border = distance < min(RINGS, (min(height, width) - 1) // 4)
+    return torch.where(border, 1 + 4 * distance + side, 0)
+
+
+def fit_scale(maps: Tensor) -> Scale:
+    """Take the scale, (ZONES,) each, from score maps (N, H, W) of good images.
+
+    A noisy border is damped, a quiet one is not raised to the noise of the rest: median and width are at least those
+    inside.
+    """
+    height, width = maps.shape[-2:]
+    where = _pixels(zones(-(-height // CELL), -(-width // CELL)), height, width).to(maps.device)
+    centre, spread = torch.zeros(2, ZONES, device=maps.device)
+    for zone in where.unique().tolist():  # ascending: the inside comes first
+        low, high = normal_range(maps[:, where == zone])
+        centre[zone], spread[zone] = low, (high - low).clamp(min=1e-6)
+    absent = spread == 0
+    centre = torch.where(absent, centre[0], centre.clamp(min=float(centre[0])))
+    return Scale(centre, spread.clamp(min=float(spread[0])))
+
+
+def standardise(maps: Tensor, scale: Scale) -> Tensor:
+    """Return (s − centre) / width of score maps (…, H, W); between zones the scale changes gradually."""
+    height, width = maps.shape[-2:]
+    cells = zones(-(-height // CELL), -(-width // CELL)).to(maps.device)
+    fields = torch.stack([x.to(maps.device)[cells] for x in scale])[:, None]
+    centre, spread = upsample(fields, (height, width))
+    return (maps - centre) / spread
+
+
+def _pixels(cells: Tensor, height: int, width: int) -> Tensor:
+    """Return the zone of every pixel."""
+    rows, columns = (torch.arange(n) * c // n for n, c in ((height, cells.shape[0]), (width, cells.shape[1])))
+    return cells[rows[:, None], columns]

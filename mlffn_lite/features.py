@@ -9,19 +9,19 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .backbones import STRIDES, Backbone, build_backbone
+from .backbones import Backbone, build_backbone
 from .config import Config
 from .datasets.folder import Split
 from .detector import PREDICT_BATCH, AnomalyDetector, batches
 from .errors import CheckpointError, ConfigError
-from .layers import no_autocast, resize
+from .layers import no_autocast
 from .storage import load_module
 
 M = TypeVar("M", bound=nn.Module)
@@ -34,7 +34,8 @@ class FeatureParameters:
     Attributes
     ----------
     levels : tuple of int
-        Levels of the backbone that are concatenated: 1, 2, 3 are those at strides 4, 8, 16.
+        Levels of the backbone that are concatenated: 1, 2, 3 are those at strides 4, 8, 16.  The finest one's grid
+        is the method's.
     average : int
         Side, odd, of the neighbourhood that every level is averaged over, zeros outside the map; 1 leaves features
         as they are.
@@ -142,20 +143,22 @@ class FeatureDetector(FrozenDetector):
     """A method that remembers what frozen features of good images look like; nothing is trained.
 
     A subclass says what it remembers (:meth:`_learn`, :attr:`memory`) and how far features are from it
-    (:meth:`_distances`).  Backbone, input size, fused resolution ``model.stride`` and precision come from the
-    configuration, and are the network's own.
+    (:meth:`_distances`).  Backbone, input size and precision come from the configuration, and are the network's own;
+    the grid is that of the finest level in use, as published, whatever ``model.stride`` is.
 
     Parameters
     ----------
     config : Config
-        Only ``data.size``, ``model.backbone``, ``model.weights``, ``model.stride``, ``train.seed``,
-        ``train.precision`` and ``train.device`` count.
+        Only ``data.size``, ``model.backbone``, ``model.weights``, ``train.seed``, ``train.precision`` and
+        ``train.device`` count.
     parameters : FeatureParameters, optional
         The method's own parameters.
     """
 
     memory: ClassVar[tuple[str, ...]]
     """Names of the attributes, tensors all, that fitting fills."""
+    upsampling: ClassVar[Literal["bilinear", "nearest"]] = "bilinear"
+    """How coarser levels are brought to the finest one's grid."""
 
     def __init__(self, config: Config, parameters: FeatureParameters | None = None) -> None:
         super().__init__(config)
@@ -173,14 +176,14 @@ class FeatureDetector(FrozenDetector):
         self._learn(map(self._features, batches), images)
 
     def _features(self, levels: list[Tensor]) -> Tensor:
-        """Return the chosen levels side by side at the fused resolution, (B, C, h, w), float32."""
-        size = levels[STRIDES.index(self.config.model.stride)].shape[-2:]
+        """Return the chosen levels side by side on the grid of the finest of them, (B, C, h, w), float32."""
+        size = levels[min(self.parameters.levels) - 1].shape[-2:]
         side = self.parameters.average
         with no_autocast(levels[0]):
             chosen = [levels[i - 1].float() for i in self.parameters.levels]
             if side > 1:  # with zeros outside, as in PatchCore's code: features of the border are paler
                 chosen = [F.avg_pool2d(x, side, 1, side // 2) for x in chosen]
-            return torch.cat([resize(x, size) for x in chosen], dim=1)
+            return torch.cat([F.interpolate(x, size=size, mode=self.upsampling) for x in chosen], dim=1)
 
     def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: bool = False) -> Tensor:
         """Upsample distances bilinearly, then smooth them."""

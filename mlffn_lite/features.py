@@ -253,10 +253,11 @@ class Moments:
         """Take in features (P, B, D) of B more images."""
         seen, new = self.count, x.shape[1]
         centre = x.mean(1)
-        x = x - centre[:, None]
         shift = centre - self.mean
-        outer = shift[:, :, None] * shift[:, None]
-        self.scatter = self.scatter + x.mT @ x + outer * (seen * new / (seen + new))
+        # The shift counts as one more difference, so that the scatter, much the largest here, is written once, in place.
+        last = shift * math.sqrt(seen * new / (seen + new))
+        x = torch.cat([x - centre[:, None], last[:, None]], dim=1)
+        self.scatter = self.scatter.baddbmm_(x.mT, x) if seen else x.mT @ x
         self.mean = self.mean + shift * (new / (seen + new))
         self.count += new
 

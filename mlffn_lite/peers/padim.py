@@ -85,7 +85,7 @@ class PaDiM(FeatureDetector):
     def _distances(self, features: Tensor) -> Tensor:
         height, width = self.grid.tolist()
         features = resize(features, (height, width))
-        x = features[:, self.channels].flatten(2).permute(2, 1, 0)  # (P, D, B)
+        x = features[:, self.channels].flatten(2).permute(2, 0, 1).contiguous()  # (P, B, D)
         return mahalanobis(x, self.mean, self.factor).T.reshape(-1, height, width)
 
 
@@ -96,13 +96,13 @@ def whitening(covariance: Tensor, epsilon: float, *, chunk: int = 256) -> Tensor
     to be regular, and ε alone keeps it from being singular.
     """
     eye = torch.eye(covariance.shape[-1], dtype=torch.float64)
-    parts = []
-    for part in covariance.split(chunk):
+    factor = torch.empty_like(covariance, dtype=torch.float32)
+    for part, out in zip(covariance.split(chunk), factor.split(chunk), strict=True):
         lower = torch.linalg.cholesky(part.cpu().double() + epsilon * eye)
-        parts.append(torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False).float())
-    return torch.cat(parts).to(covariance.device)
+        out.copy_(torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False))
+    return factor
 
 
 def mahalanobis(x: Tensor, mean: Tensor, factor: Tensor) -> Tensor:
-    """Return √((x − μ)ᵀ Σ⁻¹ (x − μ)) = ‖L⁻¹(x − μ)‖ of x (P, D, B) under P Gaussians, (P, B)."""
-    return (factor @ (x - mean[:, :, None])).norm(dim=1)
+    """Return √((x − μ)ᵀ Σ⁻¹ (x − μ)) = ‖L⁻¹(x − μ)‖ of x (P, B, D) under P Gaussians, (P, B)."""
+    return ((x - mean[:, None]) @ factor.mT).norm(dim=2)

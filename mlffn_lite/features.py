@@ -254,7 +254,7 @@ class Moments:
         seen, new = self.count, x.shape[1]
         centre = x.mean(1)
         shift = centre - self.mean
-        # The shift counts as one more difference, so that the scatter, much the largest here, is written once, in place.
+        # The shift counts as one more difference: the scatter, much the largest here, is written once, in place.
         last = shift * math.sqrt(seen * new / (seen + new))
         x = torch.cat([x - centre[:, None], last[:, None]], dim=1)
         self.scatter = self.scatter.baddbmm_(x.mT, x) if seen else x.mT @ x

@@ -9,19 +9,18 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from .backbones import STRIDES, Backbone, build_backbone
+from .backbones import Backbone, build_backbone
 from .config import Config
 from .datasets.folder import Split
 from .detector import PREDICT_BATCH, AnomalyDetector, batches
 from .errors import CheckpointError, ConfigError
-from .layers import resize
 from .storage import load_module
 
 M = TypeVar("M", bound=nn.Module)
@@ -34,7 +33,8 @@ class FeatureParameters:
     Attributes
     ----------
     levels : tuple of int
-        Levels of the backbone that are concatenated: 1, 2, 3 are those at strides 4, 8, 16.
+        Levels of the backbone that are concatenated: 1, 2, 3 are those at strides 4, 8, 16.  The finest one's grid
+        is the method's.
     average : int
         Side, odd, of the neighbourhood that every level is averaged over, zeros outside the map; 1 leaves features
         as they are.
@@ -146,20 +146,22 @@ class FeatureDetector(FrozenDetector):
     """A method that remembers what frozen features of good images look like; nothing is trained.
 
     A subclass says what it remembers (:meth:`_learn`, :attr:`memory`) and how far features are from it
-    (:meth:`_distances`).  Backbone, input size, fused resolution ``model.stride`` and precision come from the
-    configuration, and are the network's own.
+    (:meth:`_distances`).  Backbone, input size and precision come from the configuration, and are the network's own;
+    the grid is that of the finest level in use, as published, whatever ``model.stride`` is.
 
     Parameters
     ----------
     config : Config
-        Only ``data.size``, ``model.backbone``, ``model.weights``, ``model.stride``, ``train.seed``,
-        ``train.precision`` and ``train.device`` count.
+        Only ``data.size``, ``model.backbone``, ``model.weights``, ``train.seed``, ``train.precision`` and
+        ``train.device`` count.
     parameters : FeatureParameters, optional
         The method's own parameters.
     """
 
     memory: ClassVar[tuple[str, ...]]
     """Names of the attributes, tensors all, that fitting fills."""
+    upsampling: ClassVar[Literal["bilinear", "nearest"]] = "bilinear"
+    """How coarser levels are brought to the finest one's grid."""
 
     def __init__(self, config: Config, parameters: FeatureParameters | None = None) -> None:
         super().__init__(config)
@@ -177,13 +179,13 @@ class FeatureDetector(FrozenDetector):
         self._learn(map(self._features, batches), images)
 
     def _features(self, levels: list[Tensor]) -> Tensor:
-        """Return the chosen levels side by side at the fused resolution, (B, C, h, w)."""
-        size = levels[STRIDES.index(self.config.model.stride)].shape[-2:]
+        """Return the chosen levels side by side on the grid of the finest of them, (B, C, h, w)."""
+        size = levels[min(self.parameters.levels) - 1].shape[-2:]
         side = self.parameters.average
         chosen = [levels[i - 1] for i in self.parameters.levels]
         if side > 1:  # with zeros outside, as in PatchCore's code: features of the border are paler
             chosen = [F.avg_pool2d(x, side, 1, side // 2) for x in chosen]
-        return torch.cat([resize(x, size) for x in chosen], dim=1)
+        return torch.cat([F.interpolate(x, size=size, mode=self.upsampling) for x in chosen], dim=1)
 
     def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: Tensor | None = None) -> Tensor:
         """Upsample distances bilinearly, then smooth them."""
@@ -251,10 +253,11 @@ class Moments:
         """Take in features (P, B, D) of B more images."""
         seen, new = self.count, x.shape[1]
         centre = x.mean(1)
-        x = x - centre[:, None]
         shift = centre - self.mean
-        outer = shift[:, :, None] * shift[:, None]
-        self.scatter = self.scatter + x.mT @ x + outer * (seen * new / (seen + new))
+        # The shift counts as one more difference: the scatter, much the largest here, is written once, in place.
+        last = shift * math.sqrt(seen * new / (seen + new))
+        x = torch.cat([x - centre[:, None], last[:, None]], dim=1)
+        self.scatter = self.scatter.baddbmm_(x.mT, x) if seen else x.mT @ x
         self.mean = self.mean + shift * (new / (seen + new))
         self.count += new
 

@@ -62,8 +62,10 @@ class PatchCore(FeatureDetector):
 
     Notes
     -----
-    The image score is the maximum of the smooth map, as for every method here; the paper's is the largest patch
-    distance, re-weighted.
+    As published, the grid is that of the finest level, and coarser ones are interpolated bilinearly.  The image score
+    is the maximum of the smooth map, as for every method here; the paper's is the largest patch distance, re-weighted.
+    The authors' code further pools every patch's channels to 1024 values, more than small networks have, and smooths
+    squared distances; neither is in the paper.
 
     Attributes
     ----------

@@ -50,7 +50,7 @@ def test_distance_is_the_equation(count: int, dims: int, batch: int, seed: int) 
     for part in torch.tensor(good, dtype=torch.float32).split(batch, dim=1):
         moments.add(part)
     factor = whitening(moments.covariance(), 0.01, chunk=3)
-    found = mahalanobis(torch.tensor(new, dtype=torch.float32).mT, moments.mean, factor)
+    found = mahalanobis(torch.tensor(new, dtype=torch.float32), moments.mean, factor)
     np.testing.assert_allclose(found, reference_distance(good, new, 0.01), rtol=2e-3)
 
 
@@ -99,9 +99,23 @@ def test_maps_are_upsampled_smoothed_distances(fitted: tuple[PaDiM, Path], folde
         )
     x, y = (t.flatten(2).permute(2, 0, 1).double() for t in (x, y))
     expected = reference_distance(x.numpy(), y.numpy(), 0.01)
-    maps = torch.tensor(expected).T.reshape(3, 1, 8, 8)
+    maps = torch.tensor(expected).T.reshape(3, 1, 16, 16)
     maps = torch.nn.functional.interpolate(maps, size=(64, 64), mode="bilinear")[:, 0]
     torch.testing.assert_close(detector.predict(new).maps.double(), smooth(maps, 4.0), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("stride", [4, 8, 16])
+@pytest.mark.parametrize("size", [(64, 48), (90, 42)])
+def test_coarser_levels_are_repeated_on_the_grid_of_stride_4(size: tuple[int, int], stride: int) -> None:
+    """A position takes the coarser pixel that its centre lies in, where sides are odd the one at the same fraction."""
+    grids = [[-(-side // s) for side in size] for s in (4, 8, 16)]
+    levels = [torch.rand(2, 3, *grid) for grid in grids]
+    found = PaDiM(CONFIG.replace(model={"stride": stride}))._features(levels)
+    (height, width), expected = grids[0], []
+    for level, (h, w) in zip(levels, grids, strict=True):
+        rows, columns = torch.arange(height) * h // height, torch.arange(width) * w // width
+        expected.append(level[:, :, rows][:, :, :, columns])
+    assert torch.equal(found, torch.cat(expected, 1))
 
 
 def test_save_and_load_give_the_same_scores(fitted: tuple[PaDiM, Path], folder: AnomalyFolder, tmp_path: Path) -> None:

@@ -151,6 +151,16 @@ def test_features_of_a_resnet_are_averaged_as_in_the_paper(folder: AnomalyFolder
     torch.testing.assert_close(found[:128, 0, 0], corner, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("stride", [4, 8, 16])
+def test_the_coarser_level_is_interpolated_on_the_grid_of_stride_8(stride: int) -> None:
+    """Between pixel centres linearly, by hand: 3 columns 0, 6, 0 seen at 5 lie at −0.2, 0.4, 1, 1.6 and 2.2 of them."""
+    coarse = torch.tensor([0.0, 6.0, 0.0]).expand(1, 1, 3, 3)
+    levels = [torch.rand(1, 4, 10, 9), torch.rand(1, 2, 5, 5), coarse]
+    found = FinePatchCore(CONFIG.replace(model={"stride": stride}))._features(levels)
+    torch.testing.assert_close(found[:, :2], levels[1])
+    torch.testing.assert_close(found[0, 2], torch.tensor([0.0, 2.4, 6.0, 2.4, 0.0]).expand(5, 5))
+
+
 def test_every_registered_method_is_a_detector_of_that_name() -> None:
     for name in registry.names("methods"):
         detector = AnomalyDetector(CONFIG.replace(method=name))

@@ -39,7 +39,7 @@ def test_a_method_gives_its_golden_numbers(method: str, folder: Path) -> None:
         ("mlffn", {"pseudo": {"kinds": {"confetti": 1.0}}}),
         ("density", {"density": {"shrinkage": 0.21}}),
         ("ensemble", {"ensemble": {"members": {"density": 1.0, "mlffn": 1.0}}}),
-        ("padim", {"model": {"stride": 4}}),
+        ("padim", {"train": {"seed": 1}}),
     ],
 )
 def test_a_small_change_of_a_method_is_noticed(method: str, change: dict[str, Any], folder: Path) -> None:

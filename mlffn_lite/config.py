@@ -211,7 +211,7 @@ class MemoryConfig(Section):
     """Added to the eigenvalues of each bank's whitening, as a share of their mean: large, it only turns the axes."""
     dims: Annotated[int, Field(ge=1, le=4096)] = 64
     """Principal axes kept."""
-    patches: Annotated[int, Field(ge=1, le=10**6)] = 2000
+    patches: Annotated[int, Field(ge=1, le=10**6)] = 1024
     """Patches in a bank."""
     candidates: Annotated[int, Field(ge=1, le=10**7)] = 100_000
     """Patches that a bank is chosen from, as many of every image."""
@@ -233,7 +233,7 @@ class MemoryConfig(Section):
 class EnsembleConfig(Section):
     """The method ``ensemble``, not in the paper: several methods' maps, standardised and averaged."""
 
-    members: Annotated[dict[str, Weight], _weights("methods")] = {"density": 2.0, "mlffn": 1.0}
+    members: Annotated[dict[str, Weight], _weights("methods")] = {"density": 2.0, "memory": 2.0}
     """Weights of the members, by name or import path."""
     kinds: Kinds = {"blemish": 1.0}
     """What a member that is trained learns from, instead of ``pseudo.kinds``."""

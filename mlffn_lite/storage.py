@@ -85,7 +85,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             state = json.loads((file.metadata() or {})["state"])
-            return {key: file.get_tensor(key) for key in file.keys()}, state  # noqa: SIM118 - not a mapping
+            # Copies are aligned in memory, as what was saved had been: a product of matrices has the same last bits.
+            return {key: file.get_tensor(key).clone() for key in file.keys()}, state  # noqa: SIM118 - not a mapping
     except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
         raise CheckpointError(
             f"checkpoint {path} is truncated or not ours ({error}); train again or use a copy"

@@ -93,21 +93,23 @@ def test_input_kinds_agree(fitted: Any, folder: AnomalyFolder) -> None:
     assert torch.equal(by_bytes.maps, detector.predict(folder.test.paths[:2]).maps)
 
 
-def test_batches_do_not_mix(fitted: Any, folder: AnomalyFolder) -> None:
-    detector, _ = fitted
-    images = folder.train.images()
-    many = images.repeat(3, 1, 1, 1)
-    maps = detector.predict(many).maps
-    torch.testing.assert_close(maps[: len(images)], maps[-len(images) :], atol=1e-5, rtol=1e-5)
-
-
 @pytest.mark.parametrize("method", registry.names("methods"))
-def test_scores_are_finer_than_the_autocast_type(method: str, folder: AnomalyFolder) -> None:
-    """Layers may compute in bfloat16, with its three digits; distances and their combinations may not."""
+def test_scores_depend_on_nothing_but_the_image(method: str, folder: AnomalyFolder, tmp_path: Path) -> None:
+    """To the last bit: neither on the company it is scored in, nor on the precision of training; never coarser."""
     config = CONFIG.replace(method=method, train={"precision": "bf16", "steps": 4})
-    maps, scores = AnomalyDetector(config).fit(folder, progress=False).predict(folder.test.images())
+    detector = AnomalyDetector(config).fit(folder, out=tmp_path / "r", progress=False)
+    images = folder.test.images()
+    maps, scores = detector.predict(images)
     assert maps.dtype == scores.dtype == torch.float32
     assert (maps.bfloat16().float() != maps).float().mean() > 0.9
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    many = torch.cat([images[:1].expand(18, -1, -1, -1), images[order]])
+    expected = torch.cat([maps[:1].expand(18, -1, -1), maps[order]])
+    assert torch.equal(detector.predict(many).maps, expected)
+    assert torch.equal(torch.cat([detector.predict(x[None]).maps for x in images]), maps)
+    other = AnomalyDetector.load(tmp_path / "r")
+    other.config = config.replace(train={"precision": "fp32"})
+    assert torch.equal(other.predict(images).maps, maps)
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(1, 1, 8, 8), torch.zeros(1, 3, 8, 8, dtype=torch.int32)])

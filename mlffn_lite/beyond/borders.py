@@ -57,13 +57,10 @@ def fit_scale(maps: Tensor) -> Scale:
     return Scale(centre, spread.clamp(min=float(spread[0])))
 
 
-def standardise(maps: Tensor, scale: Scale) -> Tensor:
-    """Return (s − centre) / width of score maps (…, H, W); between zones the scale changes gradually."""
-    height, width = maps.shape[-2:]
-    cells = zones(-(-height // CELL), -(-width // CELL)).to(maps.device)
-    fields = torch.stack([x.to(maps.device)[cells] for x in scale])[:, None]
-    centre, spread = upsample(fields, (height, width))
-    return (maps - centre) / spread
+def fields(scale: Scale, height: int, width: int) -> Scale:
+    """Spread a scale over the pixels, (height, width) each; between zones it changes gradually."""
+    cells = zones(-(-height // CELL), -(-width // CELL)).to(scale.centre.device)
+    return Scale(*upsample(torch.stack([x[cells] for x in scale])[:, None], (height, width)))
 
 
 def _pixels(cells: Tensor, height: int, width: int) -> Tensor:

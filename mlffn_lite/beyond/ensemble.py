@@ -17,7 +17,7 @@ from ..detector import PREDICT_BATCH, AnomalyDetector, Calibration, Prediction, 
 from ..errors import CheckpointError
 from ..features import BackboneDetector, FrozenDetector
 from ..storage import CHECKPOINT, CONFIG, HISTORY, write_atomic
-from .borders import ZONES, Scale, fit_scale, standardise
+from .borders import ZONES, Scale, fields, fit_scale
 
 MEMBERS = "members"
 """Folder in a run where members that are trained keep their checkpoints until the whole is fitted."""
@@ -55,6 +55,7 @@ class EnsembleDetector(AnomalyDetector):
         shares = torch.tensor([weight / member.parts for member, weight in weights for _ in range(member.parts)])
         self.weights = shares / shares.sum()
         self.scales = torch.tensor([0.0, 1.0]).repeat(len(shares), 1)[:, :, None].repeat(1, 1, ZONES)
+        self._fields: Tensor | None = None
         trained = [m for m in self.members.values() if m.trains]
         for member in trained:
             member.fabric = fabric  # type: ignore[attr-defined]
@@ -103,6 +104,7 @@ class EnsembleDetector(AnomalyDetector):
         sample = calibration_sample(train)
         maps = torch.cat([self._run(images, self._maps, numbers).cpu() for images, numbers in sample])
         self.scales = torch.stack([torch.stack(fit_scale(part)) for part in maps.unbind(1)])
+        self._fields = None
         combined = self._combine(self._standardise(maps))
         self.calibration = Calibration.from_good(Prediction(combined, combined.flatten(1).amax(1)))
 
@@ -137,8 +139,11 @@ class EnsembleDetector(AnomalyDetector):
         return torch.cat(maps, dim=1)
 
     def _standardise(self, maps: Tensor) -> Tensor:
-        parts = zip(maps.unbind(1), self.scales, strict=True)
-        return torch.stack([standardise(part, Scale(*scale)) for part, scale in parts], dim=1)
+        if self._fields is None:
+            spread = [torch.stack(fields(Scale(*scale), *maps.shape[-2:])) for scale in self.scales]
+            self._fields = torch.stack(spread, dim=1).to(maps.device)  # (2, maps, H, W)
+        centre, width = self._fields
+        return (maps - centre) / width
 
     def _combine(self, maps: Tensor) -> Tensor:
         """Return the weighted mean (B, H, W) of standardised maps; 1 is the edge of the normal range."""
@@ -165,7 +170,7 @@ class EnsembleDetector(AnomalyDetector):
             stored = getattr(member, "backbone", stored)
         if (scales := tensors.get("scales")) is None or scales.shape != self.scales.shape:
             raise CheckpointError(f"checkpoint {path} does not fit its configuration; restore its config.toml")
-        self.scales = scales
+        self.scales, self._fields = scales, None
 
     def _take_over(self, run: Path) -> bool:
         return (run / CHECKPOINT).exists() and super()._take_over(run)

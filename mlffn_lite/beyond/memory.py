@@ -97,8 +97,9 @@ class PatchMemory(nn.Module):
         owner = None if left_out is None else left_out.to(white.device).repeat_interleave(height * width)
         return (self._distances(white, owner) / self.unit).view(batch, 1, height, width)
 
-    def _distances(self, white: Tensor, owner: Tensor | None, *, cells: int = 2**24) -> Tensor:
-        """Return mean distances (N,) from the nearest of the bank, N × M table entries of it at a time."""
+    def _distances(self, white: Tensor, owner: Tensor | None) -> Tensor:
+        """Return mean distances (N,) from the nearest of the bank, as many at a time as a CPU's cache holds a table of."""
+        cells = 2**19 if white.device.type == "cpu" else 2**24
         half = self.bank.square().sum(1) / 2
         parts = []
         for rows in torch.arange(len(white), device=white.device).split(max(1, cells // len(half))):
@@ -107,8 +108,9 @@ class PatchMemory(nn.Module):
                 own = owner[rows, None] == self.owner
                 table.masked_fill_(own & ~own.all(1, keepdim=True), torch.inf)  # where there is another
             near = smallest(table, min(self.neighbours, len(half)))
+            others = table.gather(1, near).isfinite()  # they may be fewer than the neighbours asked for
             gaps = (white[rows, None] - self.bank[near]).norm(dim=2)
-            parts.append(gaps.mean(1))
+            parts.append((gaps * others).sum(1) / others.sum(1))
         return torch.cat(parts)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:

@@ -79,7 +79,7 @@ class PaDiM(FeatureDetector):
                 self.channels = order[: self.parameters.channels].sort().values.to(self.device)
                 self.grid = torch.tensor(batch.shape[-2:])
             moments.add(batch[:, self.channels].flatten(2).permute(2, 0, 1))
-        self.mean = moments.mean
+        self.mean = moments.mean.contiguous()  # as it is stored
         self.factor = whitening(moments.covariance(), self.parameters.epsilon)
 
     def _distances(self, features: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def whitening(covariance: Tensor, epsilon: float, *, chunk: int = 256) -> Tensor
     to be regular, and ε alone keeps it from being singular.
     """
     eye = torch.eye(covariance.shape[-1], dtype=torch.float64)
-    factor = torch.empty_like(covariance, dtype=torch.float32)
+    factor = covariance.new_empty(covariance.shape, dtype=torch.float32)
     for part, out in zip(covariance.split(chunk), factor.split(chunk), strict=True):
         lower = torch.linalg.cholesky(part.cpu().double() + epsilon * eye)
         out.copy_(torch.linalg.solve_triangular(lower, eye.expand_as(lower), upper=False))

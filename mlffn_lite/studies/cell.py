@@ -23,7 +23,7 @@ from ..detector import PREDICT_BATCH, AnomalyDetector
 from ..errors import DataError
 from ..labels import METRIC_LABELS
 
-NUMERICS = "0.2.0"
+NUMERICS = "0.3.0"
 """Raised whenever the library gives other numbers than before: cells of two values never stand in one table."""
 
 _KEPT_MAPS, _MAP_STRIDE, _KEPT_ROWS = 6, 8, 20

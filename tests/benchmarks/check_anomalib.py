@@ -47,8 +47,9 @@ from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder, Split
 from mlffn_lite.detector import Prediction, batches, measure
 from mlffn_lite.features import FeatureDetector
+from mlffn_lite.neighbours import greedy_k_center
 from mlffn_lite.peers.padim import PaDiM, PaDiMParameters
-from mlffn_lite.peers.patchcore import PatchCore, PatchCoreParameters, greedy_k_center
+from mlffn_lite.peers.patchcore import PatchCore, PatchCoreParameters
 
 warnings.simplefilter("ignore")
 try:

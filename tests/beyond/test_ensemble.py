@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mlffn_lite.beyond.borders import Scale, fields
 from mlffn_lite.beyond.ensemble import EnsembleDetector
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
@@ -20,6 +21,8 @@ from mlffn_lite.training import Interrupted, Trainer
 CONFIG = Config.preset(
     "tiny",
     method="ensemble",
+    ensemble={"members": {"density": 2.0, "memory": 2.0, "mlffn": 1.0}},
+    memory={"patches": 60},
     model={"width": 16},
     texture={"tem_levels": 8, "scales": [1, 2]},
     train={"steps": 12, "batch": 4, "device": "cpu", "lr": 5e-3},
@@ -38,27 +41,41 @@ def test_the_combination_is_the_weighted_mean_of_standardised_maps(fitted: Any, 
     detector, _ = fitted
     images = folder.test.images()
     maps = detector.maps(images)
-    assert list(maps) == ["density", "mlffn", "ensemble"]
-    expected = (2 * maps["density"] + maps["mlffn"]) / 3
+    assert list(maps) == ["density", "memory", "mlffn", "ensemble"]
+    expected = (2 * maps["density"] + 2 * maps["memory"] + maps["mlffn"]) / 5
     torch.testing.assert_close(maps["ensemble"], expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(detector.predict(images).maps, maps["ensemble"])
-    for (low, width), member in zip(detector.ranges, detector.members.values(), strict=True):
-        alone = (member.predict(images).maps - low) / width
-        torch.testing.assert_close(maps[member.method], alone, rtol=1e-4, atol=1e-4)
+    centre, width = fields(Scale(*detector.scales[-1]), 64, 64)
+    alone = (detector.members["mlffn"].predict(images).maps - centre) / width
+    torch.testing.assert_close(maps["mlffn"], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_each_part_of_a_member_is_standardised_by_itself(fitted: Any, folder: AnomalyFolder) -> None:
+    """The density's strides and the memory's banks are maps of their own, with equal shares of the weight."""
+    detector, _ = fitted
+    assert [m.parts for m in detector.members.values()] == [2, 2, 1]
+    torch.testing.assert_close(detector.weights, torch.full((5,), 0.2))
+    images = folder.test.images()
+    with torch.inference_mode():
+        parts = detector._run(images, lambda x: detector._standardise(detector._maps(x)))
+    maps = detector.maps(images)
+    torch.testing.assert_close(parts[:, :2].mean(1), maps["density"])
+    torch.testing.assert_close(parts[:, 2:4].mean(1), maps["memory"])
+    torch.testing.assert_close(parts.mean(1), maps["ensemble"])
 
 
 def test_members_are_standardised_on_good_images_left_out_where_that_can_be(fitted: Any, folder: AnomalyFolder) -> None:
-    """Of the scores of good images, the median is 0 and the 99.9th percentile 1, member by member."""
+    """Of the scores of good images, the median is 0 and the 99.9th percentile 1 at most, map by map."""
     detector, _ = fitted
     with torch.inference_mode():
-        good = detector._run(folder.train.images(), lambda x: detector._member_maps(x, left_out=True))
-        inside = detector._run(folder.train.images(), detector._member_maps)
-    for values in detector._standardise(good):
+        good = detector._run(folder.train.images(), detector._maps, torch.arange(len(folder.train)))
+        inside = detector._run(folder.train.images(), detector._maps)
+    for values in detector._standardise(good).unbind(1):
         ordered = values.flatten().sort().values
-        assert abs(float(ordered.median())) < 0.05
-        assert ordered[int(0.999 * (len(ordered) - 1))] == pytest.approx(1, abs=0.1)
-    density, network = (good - inside).flatten(1).abs().amax(1)
-    assert density > 0.1
+        assert float(ordered.median()) < 0.05
+        assert 0.5 < ordered[int(0.999 * (len(ordered) - 1))] < 1.2
+    *left_out, network = (good - inside).abs().amax((0, 2, 3))
+    assert min(left_out) > 0.1
     assert network < 1e-4  # training cannot be undone image by image
 
 
@@ -67,12 +84,14 @@ def test_members_see_one_pass_through_the_backbone(fitted: Any, folder: AnomalyF
     passes: list[int] = []
     backbone = detector.members["mlffn"].network.backbone
     hook = backbone.register_forward_hook(lambda *_: passes.append(1))
-    detector.predict(folder.test.images()[:4])
+    detector.predict(folder.test.images()[:1])
     hook.remove()
     assert len(passes) == 1
     apart = EnsembleDetector(CONFIG.replace(train={"backbone": "train"}))
-    density, network = apart.members.values()
+    density, memory, network = apart.members.values()
     assert isinstance(density, BackboneDetector)
+    assert isinstance(memory, BackboneDetector)
+    assert density.backbone is memory.backbone
     assert isinstance(network, BackboneDetector)
     assert density.backbone is not network.backbone  # training would change it
 

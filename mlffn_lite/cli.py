@@ -92,6 +92,7 @@ def demo(
     ] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Device = None,
+    threads: Threads = None,
 ) -> None:
     """Train on one MiniParts category, evaluate, and write a one-page report (a few minutes on two cores)."""
     from .datasets.miniparts import CATEGORIES, miniparts_path
@@ -102,6 +103,7 @@ def demo(
     from .demo import clear_demo, demo_config, write_run_report
     from .detector import AnomalyDetector
 
+    use_threads(threads)
     config = demo_config(seed, device or "auto")
     parts = open_source(miniparts_path() / category, config.data)
     clear_demo(folder)

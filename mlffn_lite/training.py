@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,8 @@ from .storage import CHECKPOINT, CONFIG, HISTORY, load_module, load_tensors, rea
 
 LOG_EVERY = 10
 """Steps between rows of the history; losses are read back from the device only then."""
+SLOWER = 4
+"""Times that steps may take as long as they did before a hint says so."""
 
 
 class Images(Protocol):
@@ -113,6 +116,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
+        self.hinted = False
 
     @property
     def history(self) -> pd.DataFrame:
@@ -161,6 +165,7 @@ class Trainer:
                     lap += seconds
                     self.seconds += seconds
                     self._log(pending, lr, len(pending) * train.batch / seconds, bar)
+                    self._hint(bar)
                 if save:
                     self.save_checkpoint()
                 if stopping and self.step < steps:
@@ -280,6 +285,17 @@ class Trainer:
         self.rows.append({"step": pending[-1][0], **row, "lr": lr, "images_per_s": rate})
         bar.set_postfix({k: f"{row[k]:.3g}" for k in LossTerms._fields} | {"img/s": f"{rate:.0f}"}, refresh=False)
         pending.clear()
+
+    def _hint(self, bar: tqdm) -> None:
+        """Say once if steps take several times as long as they did: other programs compute here too."""
+        rates = [row["images_per_s"] for row in self.rows]
+        if self.device.type == "cpu" and not self.hinted and max(rates[-2:]) < max(rates) / SLOWER:
+            self.hinted = True
+            bar.write(
+                f"Steps take {max(rates) / rates[-1]:.0f} times as long as they did. If other programs compute here too,"
+                " fewer threads may be faster: stop with Ctrl-C and go on with --resume --threads 1.",
+                file=sys.stderr,
+            )
 
 
 def total_steps(train: TrainConfig, images: int) -> int:

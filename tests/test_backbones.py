@@ -23,7 +23,9 @@ def lite0() -> Backbone:
     return build_backbone("efficientnet_lite0").eval()
 
 
-@pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18", "resnet50", "mobilenetv3_small_100"])
+@pytest.mark.parametrize(
+    "name", ["efficientnet_lite0", "efficientnet_lite2", "resnet18", "resnet50", "mobilenetv3_small_100"]
+)
 @pytest.mark.parametrize("size", [(64, 64), (8, 8), (37, 50)])
 def test_levels_have_strides_4_8_16(name: str, size: tuple[int, int]) -> None:
     backbone = build_backbone(name, "none").eval()
@@ -33,11 +35,12 @@ def test_levels_have_strides_4_8_16(name: str, size: tuple[int, int]) -> None:
         assert level.shape == (2, channels, -(-size[0] // stride), -(-size[1] // stride))
 
 
-def test_offline_weights_are_a_working_imagenet_model() -> None:
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite2"])
+def test_offline_weights_are_a_working_imagenet_model(name: str) -> None:
     """A pretrained stem has smooth oriented filters; and shuffled names would break the batch statistics."""
     torch.manual_seed(0)
-    backbone = build_backbone("efficientnet_lite0").eval()
-    whole: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    backbone = build_backbone(name).eval()
+    whole: Any = timm.create_model(f"tf_{name}", pretrained=False)
     assert (whole.default_cfg["mean"], whole.default_cfg["std"]) == ((0.5,) * 3, (0.5,) * 3)
     assert backbone.mean.flatten().tolist() == [0.5] * 3
     weight = backbone.body.conv_stem.weight

@@ -47,7 +47,10 @@ def test_a_class_without_a_name_is_called_by_its_import_path() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("padin", "unknown method 'padin'; choose from mlffn, density, ensemble, patchcore, patchcore_fine, padim"),
+        (
+            "padin",
+            "unknown method 'padin'; choose from mlffn, density, memory, ensemble, patchcore, patchcore_fine, padim",
+        ),
         (":Name", "unknown method ':Name'"),
         ("nowhere.at.all:Name", "cannot import the method 'nowhere.at.all:Name' (ModuleNotFoundError"),
         ("mlffn_lite.pseudo:Nothing", "cannot import the method 'mlffn_lite.pseudo:Nothing' (AttributeError"),

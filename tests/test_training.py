@@ -3,6 +3,8 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -311,3 +313,37 @@ def test_precision_and_device_names() -> None:
     for name in ("cuda:99", "warp"):
         with pytest.raises(TrainingError, match="cannot be used here"):
             resolve_device(name)
+
+
+class SlowDown:
+    """A data set that takes its time from a step on, as beside another busy program."""
+
+    def __init__(self, split: Any, step: int, seconds: float) -> None:
+        self.split, self.left, self.seconds = split, step, seconds
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def batch(self, indices: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            time.sleep(self.seconds)
+        return self.split.batch(indices)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_steps_that_became_slow_are_said_once(split: Any, slow: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    config = tiny(steps=40)
+    trainer(config).fit(SlowDown(split, 10, 1.0 if slow else 0.0), progress=False)
+    said = capfd.readouterr().err
+    assert said.count("times as long as they did") == slow
+    assert said.count("--threads 1") == slow
+
+
+def test_waiting_threads_do_not_spin() -> None:
+    """Spinning, they ruin a computation that shares its cores; what the user set stays."""
+    script = "import mlffn_lite, os, torch; print(os.environ['OMP_WAIT_POLICY'])"
+    clean = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        run = subprocess.run([sys.executable, "-c", script], env=clean | given, capture_output=True, text=True)
+        assert run.stdout.strip() == expected

@@ -19,7 +19,7 @@ from mlffn_lite import cli
 from mlffn_lite.config import Config
 from mlffn_lite.errors import ConfigError
 from mlffn_lite.studies import commands
-from mlffn_lite.studies.cell import Cell
+from mlffn_lite.studies.cell import NUMERICS, Cell
 from mlffn_lite.studies.grid import ARMS
 from mlffn_lite.studies.store import Store
 
@@ -158,7 +158,7 @@ def test_a_store_that_does_not_fit_is_refused_and_left_as_it_is(
     path = store.paths()[3]
     original = path.read_text()
     for content, message in (
-        (original.replace('"numerics": "0.2.0"', '"numerics": "0.0.9"'), "comes from numerics 0.0.9"),
+        (original.replace(f'"numerics": "{NUMERICS}"', '"numerics": "0.0.9"'), "comes from numerics 0.0.9"),
         (original[:1000], "is damaged or foreign"),
         ("{}", "is damaged or foreign"),
     ):

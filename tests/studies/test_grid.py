@@ -80,7 +80,7 @@ def test_cells_come_seed_by_seed_with_all_that_they_need() -> None:
 def test_methods_side_by_side_share_one_configuration() -> None:
     base = Config.preset("parts")
     found = compare(base, registry.names("methods"), "parts")
-    assert list(found.columns) == ["mlffn", "density", "ensemble", "patchcore", "patchcore_fine", "padim"]
+    assert list(found.columns) == ["mlffn", "density", "memory", "ensemble", "patchcore", "patchcore_fine", "padim"]
     assert {identity({**c, "method": ""}) for c in found.columns.values()} == {
         identity({**base.to_dict(), "method": ""})
     }

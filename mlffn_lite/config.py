@@ -196,45 +196,44 @@ class DensityConfig(Section):
         return self
 
 
-class MemoryConfig(Section):
-    """The method ``memory``, not in the paper: distance from rare good patches (``beyond/memory.py``)."""
+class BankConfig(Section):
+    """One of a memory's banks of patches: how they are seen, and how far others are from them."""
 
     levels: Annotated[tuple[Literal[1, 2, 3], ...], Field(strict=False, min_length=1)] = (1, 2, 3)
     """Levels of the backbone that are concatenated, those at strides 4, 8 and 16."""
+    average: Literal[1, 3, 5, 7] = 1
+    """Side of the neighbourhood that features are averaged over, zeros outside the image."""
+    floor: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    """Added to the eigenvalues of the whitening, as a share of their mean; 0 leaves features unwhitened."""
+    dims: Annotated[int, Field(ge=1, le=4096)] = 4096
+    """Principal axes kept, at most."""
+    neighbours: Annotated[int, Field(ge=1, le=64)] = 1
+    """Nearest patches whose distances are averaged."""
+
+
+class MemoryConfig(Section):
+    """The method ``memory``, not in the paper: distance from rare good patches (``beyond/memory.py``)."""
+
+    banks: Annotated[tuple[BankConfig, ...], Field(strict=False, min_length=1)] = (
+        BankConfig(floor=0.1, dims=64, neighbours=3),
+        BankConfig(levels=(2, 3)),
+        BankConfig(levels=(2, 3), average=3),
+    )
+    """The banks, each a map of its own: whitened; as PatchCore's without, and with averaging over neighbours."""
     stride: Literal[4, 8, 16] = 8
     """Input pixels per patch; 4 for small defects."""
-    averages: Annotated[tuple[Literal[1, 3, 5, 7], ...], Field(strict=False, min_length=1)] = (1, 3)
-    """Sides of the neighbourhoods that features are averaged over, zeros outside the image: one bank for each."""
-    floors: Annotated[tuple[Annotated[float, Field(ge=1e-6, le=1e6)], ...], Field(strict=False, min_length=1)] = (
-        0.1,
-        1.0,
-    )
-    """Added to the eigenvalues of each bank's whitening, as a share of their mean: large, it only turns the axes."""
-    dims: Annotated[int, Field(ge=1, le=4096)] = 64
-    """Principal axes kept."""
     patches: Annotated[int, Field(ge=1, le=10**6)] = 1024
     """Patches in a bank."""
     candidates: Annotated[int, Field(ge=1, le=10**7)] = 100_000
     """Patches that a bank is chosen from, as many of every image."""
-    neighbours: Annotated[int, Field(ge=1, le=64)] = 3
-    """Nearest patches whose distances are averaged."""
     sigma: Annotated[float, Field(ge=0, le=64)] = 0.0
     """Standard deviation of the Gaussian that smooths the maps, in 256ths of a side."""
-
-    @model_validator(mode="after")
-    def _banks(self) -> Self:
-        if len(self.averages) != len(self.floors) or False:
-            raise ValueError(
-                f"memory.averages = {list(self.averages)} must name each side once, and memory.floors ="
-                f" {list(self.floors)} give a floor for each"
-            )
-        return self
 
 
 class EnsembleConfig(Section):
     """The method ``ensemble``, not in the paper: several methods' maps, standardised and averaged."""
 
-    members: Annotated[dict[str, Weight], _weights("methods")] = {"density": 2.0, "memory": 2.0}
+    members: Annotated[dict[str, Weight], _weights("methods")] = {"density": 2.0, "memory": 3.0}
     """Weights of the members, by name or import path."""
     kinds: Kinds = {"blemish": 1.0}
     """What a member that is trained learns from, instead of ``pseudo.kinds``."""

@@ -181,10 +181,7 @@ class FeatureDetector(FrozenDetector):
     def _features(self, levels: list[Tensor]) -> Tensor:
         """Return the chosen levels side by side on the grid of the finest of them, (B, C, h, w)."""
         size = levels[min(self.parameters.levels) - 1].shape[-2:]
-        side = self.parameters.average
-        chosen = [levels[i - 1] for i in self.parameters.levels]
-        if side > 1:  # with zeros outside, as in PatchCore's code: features of the border are paler
-            chosen = [F.avg_pool2d(x, side, 1, side // 2) for x in chosen]
+        chosen = [averaged(levels[i - 1], self.parameters.average) for i in self.parameters.levels]
         return torch.cat([F.interpolate(x, size=size, mode=self.upsampling) for x in chosen], dim=1)
 
     def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: Tensor | None = None) -> Tensor:
@@ -209,6 +206,11 @@ class FeatureDetector(FrozenDetector):
         self.parameters = dataclasses.replace(self.parameters, **typed)
         for name, tensor in memory.items():
             setattr(self, name, tensor)
+
+
+def averaged(level: Tensor, side: int) -> Tensor:
+    """Average features over ``side`` × ``side`` neighbours, with zeros outside as in PatchCore's code."""
+    return F.avg_pool2d(level, side, 1, side // 2) if side > 1 else level
 
 
 def upsample(maps: Tensor, size: torch.Size | tuple[int, int]) -> Tensor:

@@ -11,23 +11,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..backbones import STRIDES
-from ..config import Config, MemoryConfig
+from ..config import BankConfig, Config
 from ..devices import generator_for
-from ..features import FrozenDetector, smooth, upsample
+from ..features import FrozenDetector, averaged, smooth, upsample
 from ..layers import eigh, resize
 from ..neighbours import greedy_k_center, smallest
 from ..storage import load_module
 
 
+SEARCHED = 64
+"""Principal axes in which neighbours are looked for: of features that are not whitened they hold nearly all there is."""
+
+
 class PatchMemory(nn.Module):
     """Mean distance of patches to the nearest few of a bank of good ones, in units of what good patches have.
 
-    Features are brought to mean 0 and, but for a floor under the eigenvalues, covariance 1, and cut to the principal
-    axes. The bank is a greedy coreset (k-center): always the patch that is farthest from all chosen so far.
+    Features are turned to their principal axes; whitened, they have covariance 1 there, but for a floor under the
+    eigenvalues. The bank is a greedy coreset (k-center): always the patch that is farthest from all chosen so far.
+    Neighbours are the nearest in the first 64 axes, distances those in all.
 
     Parameters
     ----------
@@ -35,17 +39,13 @@ class PatchMemory(nn.Module):
         Channels C of the features.
     patches : int
         Size of the bank, at most.
-    dims : int
-        Principal axes kept, at most.
-    floor : float
-        Added to the eigenvalues of the covariance, as a share of their mean; the larger, the less is whitened.
-    neighbours : int
-        Number k of neighbours that the distance is averaged over.
+    own : BankConfig
+        Principal axes kept, floor and neighbours.
 
     Attributes
     ----------
     bank, owner : Tensor
-        Whitened patches (M, D), and the training image that each is from (M,).
+        Turned patches (M, D), and the training image that each is from (M,).
     unit : Tensor
         Median distance of good patches from those of other images.
     """
@@ -56,19 +56,15 @@ class PatchMemory(nn.Module):
     owner: Tensor
     unit: Tensor
 
-    def __init__(self, channels: int, patches: int, dims: int, floor: float, neighbours: int) -> None:
+    def __init__(self, channels: int, patches: int, own: BankConfig) -> None:
         super().__init__()
-        self.patches, self.dims, self.floor, self.neighbours = patches, min(dims, channels), floor, neighbours
+        self.patches, self.own = patches, own
+        self.dims = min(own.dims, channels)
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("axes", torch.zeros(channels, self.dims))
         self.register_buffer("bank", torch.zeros(0, self.dims))
         self.register_buffer("owner", torch.zeros(0, dtype=torch.long))
         self.register_buffer("unit", torch.ones(()))
-
-    @property
-    def fitted(self) -> bool:
-        """Whether :meth:`fit` has run, here or where the state was loaded from."""
-        return len(self.bank) > 0
 
     @torch.no_grad()
     def fit(self, points: Tensor, owner: Tensor, generator: torch.Generator) -> PatchMemory:
@@ -76,15 +72,16 @@ class PatchMemory(nn.Module):
         self.mean = points.mean(0)
         centred = points - self.mean
         values, axes = eigh(centred.mT @ centred / len(points))
-        values = values.clamp(min=0)
-        gains = (values + self.floor * values.mean().clamp(min=1e-12)).rsqrt()
-        self.axes = (axes * gains)[:, -self.dims :].contiguous()
-        white = centred @ self.axes
-        start = int(torch.randint(len(white), (), generator=generator))
-        chosen = greedy_k_center(white, min(self.patches, len(white)), start)
-        self.bank, self.owner = white[chosen], owner[chosen]
-        some = torch.randperm(len(white), generator=generator)[:4096].to(white.device)
-        self.unit = self._distances(white[some], owner[some]).median().clamp(min=1e-6)
+        if self.own.floor:
+            values = values.clamp(min=0)
+            axes = axes * (values + self.own.floor * values.mean().clamp(min=1e-12)).rsqrt()
+        self.axes = axes.flip(1)[:, : self.dims].contiguous()  # the largest eigenvalue first
+        turned = centred @ self.axes
+        start = int(torch.randint(len(turned), (), generator=generator))
+        chosen = greedy_k_center(turned, min(self.patches, len(turned)), start)
+        self.bank, self.owner = turned[chosen], owner[chosen]
+        some = torch.randperm(len(turned), generator=generator)[:4096].to(turned.device)
+        self.unit = self._distances(turned[some], owner[some]).median().clamp(min=1e-6)
         return self
 
     def forward(self, features: Tensor, left_out: Tensor | None = None) -> Tensor:
@@ -93,23 +90,25 @@ class PatchMemory(nn.Module):
         ``left_out`` (B,) are places in the training set: what the bank has of an image is not its neighbour.
         """
         batch, _, height, width = features.shape
-        white = (features.flatten(2).mT.flatten(0, 1) - self.mean) @ self.axes
-        owner = None if left_out is None else left_out.to(white.device).repeat_interleave(height * width)
-        return (self._distances(white, owner) / self.unit).view(batch, 1, height, width)
+        turned = (features.flatten(2).mT.flatten(0, 1) - self.mean) @ self.axes
+        owner = None if left_out is None else left_out.to(turned.device).repeat_interleave(height * width)
+        return (self._distances(turned, owner) / self.unit).view(batch, 1, height, width)
 
-    def _distances(self, white: Tensor, owner: Tensor | None) -> Tensor:
-        """Return mean distances (N,) from the nearest of the bank; a CPU's cache holds the table of as many at a time."""
-        cells = 2**19 if white.device.type == "cpu" else 2**24
-        half = self.bank.square().sum(1) / 2
+    def _distances(self, turned: Tensor, owner: Tensor | None) -> Tensor:
+        """Return mean distances (N,) from the nearest of the bank."""
+        size, near = min(SEARCHED, self.dims), min(self.own.neighbours, len(self.bank))
+        bank = self.bank[:, :size].mT.contiguous()
+        half = bank.square().sum(0) / 2
+        cells = 2**19 if turned.device.type == "cpu" else 2**24  # a table that a CPU's cache holds
         parts = []
-        for rows in torch.arange(len(white), device=white.device).split(max(1, cells // len(half))):
-            table = torch.addmm(half, white[rows], self.bank.mT, alpha=-1)  # half the square, but for that of the patch
+        for rows in torch.arange(len(turned), device=turned.device).split(max(1, cells // len(half))):
+            table = torch.addmm(half, turned[rows, :size], bank, alpha=-1)  # half the square, but for that of the patch
             if owner is not None:
                 own = owner[rows, None] == self.owner
                 table.masked_fill_(own & ~own.all(1, keepdim=True), torch.inf)  # where there is another
-            near = smallest(table, min(self.neighbours, len(half)))
-            others = table.gather(1, near).isfinite()  # they may be fewer than the neighbours asked for
-            gaps = (white[rows, None] - self.bank[near]).norm(dim=2)
+            found = smallest(table, near)
+            others = table.gather(1, found).isfinite()  # they may be fewer than the neighbours asked for
+            gaps = (turned[rows, None] - self.bank[found]).norm(dim=2)
             parts.append((gaps * others).sum(1) / others.sum(1))
         return torch.cat(parts)
 
@@ -123,7 +122,7 @@ class PatchMemory(nn.Module):
 
 
 class MemoryDetector(FrozenDetector):
-    """Distance of a frozen backbone's features from banks of good ones, one bank for each neighbourhood.
+    """Distance of a frozen backbone's features from banks of good ones.
 
     Parameters
     ----------
@@ -133,33 +132,28 @@ class MemoryDetector(FrozenDetector):
     Attributes
     ----------
     memories : nn.ModuleList of PatchMemory
-        One for each of ``memory.averages``.
+        One for each of ``memory.banks``.
     """
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        self.parts = len(config.memory.averages)
+        self.own = config.memory
+        self.parts = len(self.own.banks)
         self._memories: nn.ModuleList | None = None
-
-    @property
-    def own(self) -> MemoryConfig:
-        """The section of the configuration."""
-        return self.config.memory
 
     @property
     def memories(self) -> nn.ModuleList:
         """The banks, empty before they are fitted."""
         if self._memories is None:
-            channels = sum(self.backbone.channels[i - 1] for i in self.own.levels)
-            patches, dims, neighbours = self.own.patches, self.own.dims, self.own.neighbours
-            banks = (PatchMemory(channels, patches, dims, floor, neighbours) for floor in self.own.floors)
-            self._memories = nn.ModuleList(banks).to(self.device)
+            channels = [sum(self.backbone.channels[i - 1] for i in bank.levels) for bank in self.own.banks]
+            pairs = zip(channels, self.own.banks, strict=True)
+            self._memories = nn.ModuleList(PatchMemory(c, self.own.patches, bank) for c, bank in pairs).to(self.device)
         return self._memories
 
     def _learn_levels(self, batches: Iterator[list[Tensor]], images: int) -> None:
         generator = generator_for(self.config.train.seed, "memory", 0)
         each = max(1, self.own.candidates // images)
-        kept: list[list[Tensor]] = [[] for _ in self.own.averages]
+        kept: list[list[Tensor]] = [[] for _ in self.own.banks]
         owner: list[Tensor] = []
         for levels in batches:
             views = [x.flatten(2).mT for x in self._views(levels)]  # (B, P, C)
@@ -182,11 +176,11 @@ class MemoryDetector(FrozenDetector):
         return torch.stack(maps, dim=1)
 
     def _views(self, levels: list[Tensor]) -> list[Tensor]:
-        """Return the features (B, C, h, w) that each bank sees: levels averaged over neighbours, zeros outside."""
+        """Return the features (B, C, h, w) that each bank sees."""
         size = levels[STRIDES.index(self.own.stride)].shape[-2:]
-        chosen = [levels[i - 1] for i in self.own.levels]
-        averaged = [[F.avg_pool2d(x, n, 1, n // 2) for x in chosen] if n > 1 else chosen for n in self.own.averages]
-        return [torch.cat([resize(x, size) for x in view], dim=1) for view in averaged]
+        return [
+            torch.cat([resize(averaged(levels[i - 1], b.average), size) for i in b.levels], 1) for b in self.own.banks
+        ]
 
     def _own_tensors(self) -> dict[str, Tensor]:
         return {f"memory.{k}": v for k, v in self.memories.state_dict().items()}

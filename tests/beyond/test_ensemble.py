@@ -21,7 +21,7 @@ from mlffn_lite.training import Interrupted, Trainer
 CONFIG = Config.preset(
     "tiny",
     method="ensemble",
-    ensemble={"members": {"density": 2.0, "memory": 2.0, "mlffn": 1.0}},
+    ensemble={"members": {"density": 2.0, "memory": 3.0, "mlffn": 1.0}},
     memory={"patches": 60},
     model={"width": 16},
     texture={"tem_levels": 8, "scales": [1, 2]},
@@ -42,7 +42,7 @@ def test_the_combination_is_the_weighted_mean_of_standardised_maps(fitted: Any, 
     images = folder.test.images()
     maps = detector.maps(images)
     assert list(maps) == ["density", "memory", "mlffn", "ensemble"]
-    expected = (2 * maps["density"] + 2 * maps["memory"] + maps["mlffn"]) / 5
+    expected = (2 * maps["density"] + 3 * maps["memory"] + maps["mlffn"]) / 6
     torch.testing.assert_close(maps["ensemble"], expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(detector.predict(images).maps, maps["ensemble"])
     centre, width = fields(Scale(*detector.scales[-1]), 64, 64)
@@ -53,14 +53,14 @@ def test_the_combination_is_the_weighted_mean_of_standardised_maps(fitted: Any, 
 def test_each_part_of_a_member_is_standardised_by_itself(fitted: Any, folder: AnomalyFolder) -> None:
     """The density's strides and the memory's banks are maps of their own, with equal shares of the weight."""
     detector, _ = fitted
-    assert [m.parts for m in detector.members.values()] == [2, 2, 1]
-    torch.testing.assert_close(detector.weights, torch.full((5,), 0.2))
+    assert [m.parts for m in detector.members.values()] == [2, 3, 1]
+    torch.testing.assert_close(detector.weights, torch.full((6,), 1 / 6))
     images = folder.test.images()
     with torch.inference_mode():
         parts = detector._run(images, lambda x: detector._standardise(detector._maps(x)))
     maps = detector.maps(images)
     torch.testing.assert_close(parts[:, :2].mean(1), maps["density"])
-    torch.testing.assert_close(parts[:, 2:4].mean(1), maps["memory"])
+    torch.testing.assert_close(parts[:, 2:5].mean(1), maps["memory"])
     torch.testing.assert_close(parts.mean(1), maps["ensemble"])
 
 

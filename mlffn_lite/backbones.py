@@ -144,8 +144,8 @@ def build_backbone(name: str, weights: str = "offline") -> Backbone:
     Parameters
     ----------
     name : str
-        ``"resnet18"``, ``"resnet50"`` (torchvision), ``"efficientnet_lite0"`` or ``2``, any timm model that offers features at
-        strides 4, 8 and 16, or the import path of a function that is called with ``weights`` and returns a
+        ``"resnet18"``, ``"resnet50"`` (torchvision), ``"efficientnet_lite0"`` or ``2``, any timm model that offers
+        features at strides 4, 8 and 16, or the import path of a function that is called with ``weights`` and returns a
         :class:`Backbone`.
     weights : str
         ``"none"``, ``"offline"``, ``"default"``, or a file, see :class:`mlffn_lite.config.ModelConfig`.

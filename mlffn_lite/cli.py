@@ -94,7 +94,7 @@ def demo(
     device: Device = None,
     threads: Threads = None,
 ) -> None:
-    """Train on one MiniParts category, evaluate, and write a one-page report (a few minutes on two cores)."""
+    """Fit to one MiniParts category, evaluate, and write a one-page report (less than a minute on two cores)."""
     from .datasets.miniparts import CATEGORIES, miniparts_path
 
     if category not in CATEGORIES:
@@ -108,7 +108,7 @@ def demo(
     parts = open_source(miniparts_path() / category, config.data)
     clear_demo(folder)
     detector = AnomalyDetector(config).fit(parts, out=folder)
-    preset = f"parts at {config.data.size} px, {config.train.steps} steps"
+    preset = f"parts at {config.data.size} px"
     result, prediction = detector.complete_run(folder, parts, preset=preset)
     assert prediction is not None
     report = write_run_report(folder, detector, parts, result, prediction)

@@ -79,8 +79,8 @@ class ModelConfig(Section):
     """The network of §1; the switches are the arms of Table 4."""
 
     backbone: str = "efficientnet_lite0"
-    """``efficientnet_lite0``, ``efficientnet_lite2``, ``resnet18``, ``resnet50``, any timm model with ``features_only``,
-    or an import path."""
+    """``efficientnet_lite0``, ``efficientnet_lite2``, ``resnet18``, ``resnet50``, any timm model with
+    ``features_only``, or an import path."""
     weights: str = "offline"
     """``none`` (random), ``offline`` (from an installed package), ``default`` (the library's download), or the path of
     a ``.safetensors`` or weights-only ``.pth`` file."""

@@ -25,7 +25,7 @@ _PANEL_ALT = "Rows of test images with the outline of the defect, the score map,
 
 
 def demo_config(seed: int = 0, device: str = "auto") -> Config:
-    """Return the preset ``parts`` at 128 px, about a minute on two cores."""
+    """Return the preset ``parts`` at 128 px, seconds on two cores."""
     return Config.preset("parts", data={"size": 128}, train={"seed": seed, "device": device})
 
 
@@ -92,16 +92,25 @@ def write_run_report(
                 "The threshold is the 99th percentile of the scores of the good training images.",
                 "Histogram of the scores of good and anomalous test images with the threshold.",
             ),
-            ReportFigure(
-                "Training",
-                training_curves(detector.history),
-                "Terms of equation (8), unweighted, and the learning rate of the heads.",
-                "Loss terms falling over the training steps, and the learning rate.",
-            ),
+            *_training(detector),
         ],
         config_toml=detector.config.to_toml(),
         command=f"mlffn demo --category {parts.root.name} --seed {detector.config.train.seed}",
     )
+
+
+def _training(detector: AnomalyDetector) -> list[ReportFigure]:
+    """Return the learning curves of a method that trains."""
+    if not len(detector.history):
+        return []
+    return [
+        ReportFigure(
+            "Training",
+            training_curves(detector.history),
+            "Terms of equation (8), unweighted, and the learning rate of the heads.",
+            "Loss terms falling over the training steps, and the learning rate.",
+        )
+    ]
 
 
 def _panel(test: Split, prediction: Prediction, detector: AnomalyDetector, ranks: list[float]) -> Figure:

@@ -292,7 +292,7 @@ class Trainer:
         if self.device.type == "cpu" and not self.hinted and max(rates[-2:]) < max(rates) / SLOWER:
             self.hinted = True
             bar.write(
-                f"Steps take {max(rates) / rates[-1]:.0f} times as long as they did. If other programs compute here too,"
+                f"Steps take {max(rates) / rates[-1]:.0f} times as long as they did. If other programs compute here,"
                 " fewer threads may be faster: stop with Ctrl-C and go on with --resume --threads 1.",
                 file=sys.stderr,
             )

@@ -21,9 +21,8 @@ from ..layers import eigh, resize
 from ..neighbours import greedy_k_center, smallest
 from ..storage import load_module
 
-
 SEARCHED = 64
-"""Principal axes in which neighbours are looked for: of features that are not whitened they hold nearly all there is."""
+"""Principal axes in which neighbours are looked for; of unwhitened features they hold nearly all there is."""
 
 
 class PatchMemory(nn.Module):

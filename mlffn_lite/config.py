@@ -238,6 +238,9 @@ class EnsembleConfig(Section):
     kinds: Kinds = {"blemish": 1.0}
     """What a member that is trained learns from, instead of ``pseudo.kinds``."""
 
+    rings: Annotated[int, Field(ge=0, le=64)] = 3
+    """Rows of 8 pixels along each border of the image that have a scale of their own; 0 gives the image one scale."""
+
     @model_validator(mode="after")
     def _no_circle(self) -> Self:
         if "ensemble" in self.members:

@@ -76,9 +76,7 @@ def test_demo_is_the_recommended_preset_with_a_small_budget() -> None:
     assert (config.data.size, config.train.seed, config.train.device) == (128, 3, "cpu")
 
 
-def test_a_method_that_is_not_trained_has_no_learning_curves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_method_that_is_not_trained_has_no_learning_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "demo_config", lambda *_: Config.preset("tiny", method="density"))
     assert run("demo", "--category", "pills", "--threads", 1, "--out", tmp_path / "d") == 0
     html = (tmp_path / "d" / "report.html").read_text()

@@ -16,9 +16,6 @@ from ..layers import normal_range
 
 CELL = 8
 """Side in pixels of the cells that an image is divided into."""
-RINGS = 3
-"""Rows of cells along each border that have a scale of their own."""
-ZONES = 4 * RINGS + 1
 
 
 class Scale(NamedTuple):
@@ -28,27 +25,28 @@ class Scale(NamedTuple):
     width: Tensor
 
 
-def zones(height: int, width: int) -> Tensor:
+def zones(height: int, width: int, rings: int) -> Tensor:
     """Number the zones of an image of so many cells, (height, width): 0 inside, one for each row along each border.
 
-    A cell in a corner belongs to the nearest border. Of small images at most a quarter per side is border.
+    ``rings`` rows of cells along each border are zones, 4 · rings + 1 in all with the inside. A cell in a corner
+    belongs to the nearest border. Of small images at most a quarter per side is border.
     """
     down, right = torch.arange(height)[:, None], torch.arange(width)[None]
     sides = torch.stack(torch.broadcast_tensors(down, height - 1 - down, right, width - 1 - right))
     distance, side = sides.min(0)
-    border = distance < min(RINGS, (min(height, width) - 1) // 4)
+    border = distance < min(rings, (min(height, width) - 1) // 4)
     return torch.where(border, 1 + 4 * distance + side, 0)
 
 
-def fit_scale(maps: Tensor) -> Scale:
-    """Take the scale, (ZONES,) each, from score maps (N, H, W) of good images.
+def fit_scale(maps: Tensor, rings: int) -> Scale:
+    """Take the scale, (4 · rings + 1,) each, from score maps (N, H, W) of good images.
 
     A noisy border is damped, a quiet one is not raised to the noise of the rest: median and width are at least those
     inside.
     """
     height, width = maps.shape[-2:]
-    where = _pixels(zones(-(-height // CELL), -(-width // CELL)), height, width).to(maps.device)
-    centre, spread = torch.zeros(2, ZONES, device=maps.device)
+    where = _pixels(zones(-(-height // CELL), -(-width // CELL), rings), height, width).to(maps.device)
+    centre, spread = torch.zeros(2, 4 * rings + 1, device=maps.device)
     for zone in where.unique().tolist():  # ascending: the inside comes first
         low, high = normal_range(maps[:, where == zone])
         centre[zone], spread[zone] = low, (high - low).clamp(min=1e-6)
@@ -59,7 +57,8 @@ def fit_scale(maps: Tensor) -> Scale:
 
 def fields(scale: Scale, height: int, width: int) -> Scale:
     """Spread a scale over the pixels, (height, width) each; between zones it changes gradually."""
-    cells = zones(-(-height // CELL), -(-width // CELL)).to(scale.centre.device)
+    rings = len(scale.centre) // 4
+    cells = zones(-(-height // CELL), -(-width // CELL), rings).to(scale.centre.device)
     return Scale(*upsample(torch.stack([x[cells] for x in scale])[:, None], (height, width)))
 
 

@@ -17,7 +17,7 @@ from ..detector import PREDICT_BATCH, AnomalyDetector, Calibration, Prediction, 
 from ..errors import CheckpointError
 from ..features import BackboneDetector, FrozenDetector
 from ..storage import CHECKPOINT, CONFIG, HISTORY, write_atomic
-from .borders import ZONES, Scale, fields, fit_scale
+from .borders import Scale, fields, fit_scale
 
 MEMBERS = "members"
 """Folder in a run where members that are trained keep their checkpoints until the whole is fitted."""
@@ -42,7 +42,7 @@ class EnsembleDetector(AnomalyDetector):
     members : dict of str to AnomalyDetector
         By name.
     scales : Tensor
-        (maps, 2, ZONES): the :class:`~mlffn_lite.beyond.borders.Scale` of every map.
+        (maps, 2, 4 · rings + 1): the :class:`~mlffn_lite.beyond.borders.Scale` of every map.
     """
 
     def __init__(self, config: Config, *, fabric: Any = None) -> None:
@@ -54,7 +54,9 @@ class EnsembleDetector(AnomalyDetector):
         weights = zip(self.members.values(), config.ensemble.members.values(), strict=True)
         shares = torch.tensor([weight / member.parts for member, weight in weights for _ in range(member.parts)])
         self.weights = shares / shares.sum()
-        self.scales = torch.tensor([0.0, 1.0]).repeat(len(shares), 1)[:, :, None].repeat(1, 1, ZONES)
+        self.scales = (
+            torch.tensor([0.0, 1.0]).repeat(len(shares), 1)[:, :, None].repeat(1, 1, 4 * config.ensemble.rings + 1)
+        )
         self._fields: Tensor | None = None
         trained = [m for m in self.members.values() if m.trains]
         for member in trained:
@@ -104,7 +106,7 @@ class EnsembleDetector(AnomalyDetector):
     def _calibrate(self, train: Split) -> None:
         sample = calibration_sample(train)
         maps = torch.cat([self._run(images, self._maps, numbers).cpu() for images, numbers in sample])
-        self.scales = torch.stack([torch.stack(fit_scale(part)) for part in maps.unbind(1)])
+        self.scales = torch.stack([torch.stack(fit_scale(part, self.config.ensemble.rings)) for part in maps.unbind(1)])
         self._fields = None
         combined = self._combine(self._standardise(maps))
         self.calibration = Calibration.from_good(Prediction(combined, combined.flatten(1).amax(1)))

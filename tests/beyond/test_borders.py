@@ -8,7 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlffn_lite.beyond.borders import CELL, RINGS, ZONES, fields, fit_scale, zones
+from mlffn_lite.beyond.borders import CELL, fields, fit_scale, zones
+
+RINGS = 3
+ZONES = 13
 
 
 def reference_zone(y: int, x: int, height: int, width: int) -> int:
@@ -22,7 +25,7 @@ def reference_zone(y: int, x: int, height: int, width: int) -> int:
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_zones_equal_loops(height: int, width: int) -> None:
     expected = [[reference_zone(y, x, height, width) for x in range(width)] for y in range(height)]
-    found = zones(height, width)
+    found = zones(height, width, RINGS)
     assert found.tolist() == expected
     assert int(found.max()) < ZONES
     inside = (found == 0).nonzero()
@@ -34,7 +37,7 @@ def test_zones_equal_loops(height: int, width: int) -> None:
 @given(st.integers(33, 90), st.integers(33, 90), st.integers(0, 99))
 def test_scale_is_that_of_the_zones_pixels(height: int, width: int, seed: int) -> None:
     maps = torch.rand(3, height, width, generator=torch.Generator().manual_seed(seed)) + 0.1
-    scale = fit_scale(maps)
+    scale = fit_scale(maps, RINGS)
     rows, columns = -(-height // CELL), -(-width // CELL)
     where = np.array(
         [
@@ -54,7 +57,7 @@ def test_scale_is_that_of_the_zones_pixels(height: int, width: int, seed: int) -
 
 def standardise(maps: torch.Tensor) -> torch.Tensor:
     """As an ensemble does with the maps that it takes the scale from."""
-    centre, width = fields(fit_scale(maps), *maps.shape[-2:])
+    centre, width = fields(fit_scale(maps, RINGS), *maps.shape[-2:])
     return (maps - centre) / width
 
 
@@ -84,3 +87,12 @@ def test_a_good_map_has_median_0_and_the_edge_of_the_normal_range_at_1() -> None
 def test_constant_maps_stay_finite() -> None:
     maps = torch.full((2, 40, 40), 3.0)
     assert standardise(maps).abs().max() == 0
+
+
+def test_without_rings_the_image_has_one_scale() -> None:
+    maps = torch.rand(4, 40, 56, generator=torch.Generator().manual_seed(3))
+    scale = fit_scale(maps, 0)
+    ordered = maps.flatten().sort().values
+    low, high = (ordered[int(q * (len(ordered) - 1))] for q in (0.5, 0.999))
+    assert [x.tolist() for x in scale] == [[float(low)], [float(high - low)]]
+    assert int(zones(5, 7, 0).max()) == 0

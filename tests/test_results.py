@@ -9,9 +9,12 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
+from mlffn_lite.beyond.ensemble import EnsembleDetector
 from mlffn_lite.config import Config
-from mlffn_lite.studies.grid import compare, identity, study_config
+from mlffn_lite.datasets.folder import AnomalyFolder
+from mlffn_lite.studies.grid import identity
 from mlffn_lite.studies.report import write_reports
 from mlffn_lite.studies.statistics import frame
 from mlffn_lite.studies.store import Store
@@ -84,12 +87,17 @@ def test_a_block_of_the_readme_is_read_anew(refresh: ModuleType, tmp_path: Path)
     assert refresh.with_tables(text, tmp_path) == text.replace("old", "new")
 
 
-def test_the_ingredients_of_the_preset_share_cells_with_the_comparison() -> None:
+def test_arms_of_the_ablation_are_means_of_the_ensembles_own_maps(folder: AnomalyFolder) -> None:
+    """The first arm is what the ensemble predicts; each of the others leaves out what it says."""
     ablation = load(ROOT / "tests/benchmarks/ablation.py")
-    base = study_config("parts", "compare", small=True)
-    found, methods = ablation.ingredients(base), compare(base, ["mlffn", "density", "ensemble"])
-    assert found.setting == methods.setting
-    assert len(found.columns) == len(ablation.ARMS)
-    shared = {identity(c) for c in found.columns.values()} & {identity(c) for c in methods.columns.values()}
-    assert len(shared) == 3
-    assert all(Config().replace(**c).data.size == 128 for c in found.columns.values())
+    config = Config.preset("tiny", method="ensemble", memory={"patches": 60}, train={"device": "cpu"})
+    detector = EnsembleDetector(config).fit(folder, progress=False)
+    good, test = ablation.maps_of(detector, folder)
+    found = ablation.arms(good, test, list(ablation.PARTS), config.ensemble.rings)
+    expected = detector.predict_split(folder.test).maps
+    torch.testing.assert_close(found["preset parts"], expected, rtol=1e-4, atol=1e-4)
+    left = torch.stack([found[f"without {part}"] for part in ablation.PARTS]).mean(0)
+    torch.testing.assert_close(left, expected, rtol=1e-4, atol=1e-4)
+    both = (2 * found["density"] + 3 * found["memory"]) / 5
+    torch.testing.assert_close(both, expected, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found["without rings"], expected, atol=1e-2)

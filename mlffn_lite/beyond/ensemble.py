@@ -54,9 +54,7 @@ class EnsembleDetector(AnomalyDetector):
         weights = zip(self.members.values(), config.ensemble.members.values(), strict=True)
         shares = torch.tensor([weight / member.parts for member, weight in weights for _ in range(member.parts)])
         self.weights = shares / shares.sum()
-        self.scales = (
-            torch.tensor([0.0, 1.0]).repeat(len(shares), 1)[:, :, None].repeat(1, 1, 4 * config.ensemble.rings + 1)
-        )
+        self.scales = torch.tensor([[0.0], [1.0]]).expand(len(shares), 2, 4 * config.ensemble.rings + 1)
         self._fields: Tensor | None = None
         trained = [m for m in self.members.values() if m.trains]
         for member in trained:

@@ -43,6 +43,8 @@ class Cell:
     """Name of the configuration for people: its column in the table that asked for it."""
     threads: int
     """Threads that torch computes with."""
+    numerics: str = NUMERICS
+    """Which version's numbers it has; it is run by this version only."""
 
     @property
     def name(self) -> str:
@@ -50,7 +52,7 @@ class Cell:
 
         Device and threads are not part of it: they change the rounding only, and stand in the file.
         """
-        digest = digest_of(NUMERICS, self.fingerprint, with_train(self.config, device="auto"))
+        digest = digest_of(self.numerics, self.fingerprint, with_train(self.config, device="auto"))
         method = self.method.rpartition(":")[2]  # of an import path
         return f"{Path(self.data).name}-{method}-seed{self.seed}-{digest}.json"
 
@@ -67,7 +69,7 @@ class Cell:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Cell:
         """Return the specification that a record of :func:`measure` was made from."""
-        keys = ("fingerprint", "config", "label", "threads")
+        keys = ("fingerprint", "config", "label", "threads", "numerics")
         return cls(data=record["set"], **{k: record[k] for k in keys})
 
 

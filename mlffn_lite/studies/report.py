@@ -17,6 +17,7 @@ from ..figures import png_bytes
 from ..labels import METRIC_LABELS, PERCENT
 from ..page import ReportFigure, write_report
 from ..storage import write_atomic
+from .cell import NUMERICS
 from .grid import Grid
 from .paper import PAPER
 from .plots import dots, heat_table, map_panel, ratio_curve
@@ -174,11 +175,12 @@ def caption(cells: pd.DataFrame, grid: Grid, *, over: str = "Mean over sets, ±"
     sets = cells[["set", "shape"]].drop_duplicates().sort_values("set").values
     short = "" if table(cells, grid)["seeds"].nunique() == 1 else ", not all of them in every row and column"
     compared = "Mean over sets" in over and grid.name in PAPER
+    older = f", numerics {each('numerics')} (this is {NUMERICS})" if {*cells["numerics"]} != {NUMERICS} else ""
     paper = " Paper: MVTec AD, 15 categories, ResNet-50, one run." if compared else ""
     return (
         f"{grid.label}, {each('steps')} steps; {', '.join(f'{name} {shape}' for name, shape in sets)} px;"
         f" seeds {', '.join(map(str, sorted(cells['seed'].unique())))}{short};"
-        f" {each('device')} ({each('device_name')}), {each('threads')} thread(s), {each('precision')}."
+        f" {each('device')} ({each('device_name')}), {each('threads')} thread(s), {each('precision')}{older}."
         f" {over} sample standard deviation over seeds.{paper}"
     )
 

@@ -30,7 +30,7 @@ DRAWS = 10_000
 FEWEST_PAIRS = 6
 """With five pairs or fewer, even all on one side happen by chance more often than in one case of twenty."""
 
-_ABOUT = ["set", "seed", "fingerprint", "device", "device_name", "threads", "precision"]
+_ABOUT = ["set", "seed", "fingerprint", "device", "device_name", "threads", "precision", "numerics"]
 _FIELDS = ["column", *_ABOUT, "shape", "steps", *COSTS, *METRICS]
 
 

@@ -119,15 +119,21 @@ class Store:
     def records(self) -> list[dict[str, Any]]:
         """Return all finished cells, by name.
 
-        A StudyError says that there is none, or a file is damaged, foreign, renamed, or from an incompatible version.
+        A StudyError says that there is none, or a file is damaged, foreign, renamed, or from another version than the
+        others. What an earlier version measured can be reported, but not gone on with.
         """
-        if paths := self.paths():
-            return [_record(path) for path in paths]
-        raise StudyError(f"{self.folder} holds no finished cell; give the --out of `mlffn study`")
+        if not (paths := self.paths()):
+            raise StudyError(f"{self.folder} holds no finished cell; give the --out of `mlffn study`")
+        found = [_record(path) for path in paths]
+        if len({record["numerics"] for record in found}) > 1:
+            _refuse_other(paths, found)
+        return found
 
     def check(self, places: Mapping[str, Place]) -> None:
         """Refuse a store that holds damaged or incompatible cells, or cells of other data under the same name."""
-        stored = {r["set"]: r["fingerprint"] for r in self.records()} if self.paths() else {}
+        records = self.records() if self.paths() else []
+        _refuse_other(self.paths(), records)
+        stored = {r["set"]: r["fingerprint"] for r in records}
         for name, place in places.items():
             if stored.get(name, place.fingerprint) == place.fingerprint:
                 continue
@@ -177,9 +183,15 @@ def _beside(path: Path, key: str) -> Any:
 
 def _record(path: Path) -> dict[str, Any]:
     with _content(path, " and run its cell again") as record:
-        if (numerics := record["numerics"]) != NUMERICS:
-            raise StudyError(f"{path} comes from numerics {numerics}, this is {NUMERICS}; move such cells elsewhere")
         missing = {*METRIC_LABELS, "shape", "images", "device"} - record.keys()
         if missing or Cell.of(record).name != path.name:
+            _refuse_other([path], [record])
             raise ValueError("not a cell of that name")
         return dict(record)
+
+
+def _refuse_other(paths: Sequence[Path], records: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse the first cell that another version measured."""
+    for path, record in zip(paths, records, strict=True):
+        if (numerics := record["numerics"]) != NUMERICS:
+            raise StudyError(f"{path} comes from numerics {numerics}, this is {NUMERICS}; move such cells elsewhere")

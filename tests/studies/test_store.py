@@ -22,6 +22,7 @@ from mlffn_lite.config import Config
 from mlffn_lite.errors import MlffnError, StudyError
 from mlffn_lite.studies.cell import NUMERICS, Cell
 from mlffn_lite.studies.grid import Place, compare, open_places, table4
+from mlffn_lite.studies.report import write_reports
 from mlffn_lite.studies.store import FAILED, Failure, Store
 
 HOLD = """
@@ -242,6 +243,20 @@ def test_an_incompatible_version_is_refused(store: Store, places: dict[str, Plac
     for read in (store.records, lambda: store.check(places)):
         with pytest.raises(StudyError, match=rf"comes from numerics 9\.9, this is {NUMERICS}; move such cells"):
             read()
+
+
+def test_what_an_earlier_version_measured_is_reported_and_not_gone_on_with(
+    store: Store, places: dict[str, Place]
+) -> None:
+    for path in store.paths():
+        record = {**json.loads(path.read_text()), "numerics": "0.0.9"}
+        path.unlink()
+        path.with_name(Cell.of(record).name).write_text(json.dumps(record))
+    assert {r["numerics"] for r in store.records()} == {"0.0.9"}
+    (report,) = write_reports(store.folder)
+    assert f"numerics 0.0.9 (this is {NUMERICS})" in next(report.glob("*_sets.md")).read_text("utf-8")
+    with pytest.raises(StudyError, match=r"comes from numerics 0\.0\.9"):
+        store.check(places)
 
 
 def test_damaged_files_beside_the_cells_are_named_and_no_result_is_lost(store: Store, cells: list[Cell]) -> None:

@@ -238,7 +238,7 @@ class EnsembleConfig(Section):
     kinds: Kinds = {"blemish": 1.0}
     """What a member that is trained learns from, instead of ``pseudo.kinds``."""
 
-    rings: Annotated[int, Field(ge=0, le=64)] = 3
+    rings: Annotated[int, Field(ge=0, le=64)] = 6
     """Rows of 8 pixels along each border of the image that have a scale of their own; 0 gives the image one scale."""
 
     @model_validator(mode="after")

@@ -65,7 +65,7 @@ def test_the_core_is_what_training_and_predicting_need() -> None:
     core = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
     assert len(core) == len(PROJECT["dependencies"])
     assert not core & {"filelock", "ipywidgets", "jupyterlab", "lightning-fabric", "ray", "scikit-learn", "seaborn"}
-    assert set(PROJECT["optional-dependencies"]) == {"dev", "distributed", "export", "notebooks", "studies"}
+    assert set(PROJECT["optional-dependencies"]) == {"dev", "distributed", "export", "lite2", "notebooks", "studies"}
 
 
 def test_every_place_states_the_same_version() -> None:

@@ -146,8 +146,7 @@ class FeatureDetector(FrozenDetector):
     """A method that remembers what frozen features of good images look like; nothing is trained.
 
     A subclass says what it remembers (:meth:`_learn`, :attr:`memory`) and how far features are from it
-    (:meth:`_distances`).  Backbone, input size and precision come from the configuration, and are the network's own;
-    the grid is that of the finest level in use, as published, whatever ``model.stride`` is.
+    (:meth:`_distances`).  Backbone and input size come from the configuration, and are the network's own; the grid is that of the finest level in use, as published, whatever ``model.stride`` is.
 
     Parameters
     ----------

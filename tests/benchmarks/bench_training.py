@@ -121,9 +121,15 @@ def main() -> None:
 
     for name, function in parts(trainer, data).items():
         show(name, function)
-    show("prediction", lambda: detector.predict(data.images[:batch]))
-    ensemble = AnomalyDetector(config.replace(method="ensemble", train={"steps": 2})).fit(data.images, progress=False)
-    show("prediction of the ensemble", lambda: ensemble.predict(data.images[:batch]))
+    few = data.images[:batch]
+    with torch.inference_mode():
+        floor = 0.0  # scores are float32: from here on that is what counts
+        show("backbone forward, as in scoring", lambda: detector._run(few, detector._ready(detector.backbone)))
+    for method in ("mlffn", "density", "memory", "ensemble", "patchcore", "padim"):
+        other = detector if method == "mlffn" else AnomalyDetector(config.replace(method=method))
+        if method != "mlffn":
+            other.fit(data.images, progress=False)
+        show(f"prediction, {method}", lambda other=other: other.predict(few))  # type: ignore[misc]
     if trainer.device.type == "cuda":
         print(f"peak GPU memory {torch.cuda.max_memory_allocated(trainer.device) / 2**20:.0f} MiB")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB, all of the process")

@@ -170,7 +170,8 @@ class TrainConfig(Section):
     clip: Annotated[float, Field(ge=0, le=1e9)] = 0.0
     """Largest gradient norm; 0 switches clipping off."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Autocast type of training, scores are float32; ``auto`` takes bf16 where the processor computes in it, fp32 elsewhere."""
+    """Autocast type of training; ``auto`` takes bf16 where the processor computes in it, fp32 elsewhere. Scores are
+    float32."""
     seed: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
     """Seeds initial weights, order of images, pseudo-anomalies and pairings."""
     device: str = "auto"

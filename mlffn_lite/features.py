@@ -146,12 +146,13 @@ class FeatureDetector(FrozenDetector):
     """A method that remembers what frozen features of good images look like; nothing is trained.
 
     A subclass says what it remembers (:meth:`_learn`, :attr:`memory`) and how far features are from it
-    (:meth:`_distances`).  Backbone and input size come from the configuration, and are the network's own; the grid is that of the finest level in use, as published, whatever ``model.stride`` is.
+    (:meth:`_distances`).  Backbone and input size come from the configuration, and are the network's own; the grid is
+    that of the finest level in use, as published, whatever ``model.stride`` is.
 
     Parameters
     ----------
     config : Config
-        Only ``data.size``, ``model.backbone``, ``model.weights``, ``train.seed``, ``train.precision`` and
+        Only ``data.size``, ``model.backbone``, ``model.weights``, ``train.seed`` and
         ``train.device`` count.
     parameters : FeatureParameters, optional
         The method's own parameters.

@@ -28,6 +28,8 @@ PIXEL_METRICS = ("pixel_auroc", "pro")
 
 # Another processor adds up in another order. Forced onto instructions of 2008 (ATEN_CPU_CAPABILITY=default
 # ONEDNN_MAX_CPU_ISA=SSE41), scores of trained methods moved by 3e-2 of their range, losses by 1e-3, all else by 2e-5.
+# The ensemble's moved by 8e-3 though its members' moved by 1e-5: of ten images, one is so far from the Gaussian of the
+# nine others that the scale, which is taken from that distance, magnifies the rounding.
 TRAINED, CLOSED_FORM = 5e-2, 1e-3
 LOSSES = ("feature", "score", "consistency")
 
@@ -58,7 +60,7 @@ def changes(method: str, golden: Mapping[str, Any], found: Mapping[str, Any]) ->
     """Say which numbers of a method are not the golden ones: scores in units of their range, metrics, and losses."""
     if golden.keys() != found.keys():
         return [f"{method}: has {', '.join(found)}, had {', '.join(golden)}"]
-    tolerance = TRAINED if method == "mlffn" else CLOSED_FORM
+    tolerance = TRAINED if method in ("mlffn", "ensemble") else CLOSED_FORM
     scores = list(zip(golden["scores"], found["scores"], strict=True))
     off = max(abs(a - b) for a, b in scores) / (max(golden["scores"]) - min(golden["scores"]))
     said = [f"{method}: scores are off by {off:.2g} of their range"] if off > tolerance else []

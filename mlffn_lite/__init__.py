@@ -6,9 +6,11 @@ import lazy_loader
 
 __version__ = "0.1.0"
 
-# Read once, when torch is imported. By default OpenMP's threads spin while they wait for each other, and where another
-# program computes too, a step takes ten times as long and more; alone it costs nothing that can be measured.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Read once, when torch is imported. By default OpenMP's threads spin for long while they wait for each other, and where
+# other programs compute too, a step takes many times as long. This short, it costs nothing that could be measured alone;
+# not to spin at all (OMP_WAIT_POLICY=PASSIVE) does.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 # A name is imported when it is first used: torch takes seconds, and ``mlffn --help`` needs none of it.
 __getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,8 +7,8 @@ import lazy_loader
 __version__ = "0.1.0"
 
 # Read once, when torch is imported. By default OpenMP's threads spin for long while they wait for each other, and where
-# other programs compute too, a step takes many times as long. This short, it costs nothing that could be measured alone;
-# not to spin at all (OMP_WAIT_POLICY=PASSIVE) does.
+# other programs compute too, a step takes many times as long. So short a wait costs nothing measurable alone; not to
+# spin at all (OMP_WAIT_POLICY=PASSIVE) does.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 

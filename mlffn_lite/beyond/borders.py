@@ -46,13 +46,12 @@ def fit_scale(maps: Tensor, rings: int) -> Scale:
     """
     height, width = maps.shape[-2:]
     where = _pixels(zones(-(-height // CELL), -(-width // CELL), rings), height, width).to(maps.device)
-    centre, spread = torch.zeros(2, 4 * rings + 1, device=maps.device)
-    for zone in where.unique().tolist():  # ascending: the inside comes first
+    centre = torch.full((4 * rings + 1,), -torch.inf, device=maps.device)  # small images lack the inner rings
+    spread = torch.zeros_like(centre)
+    for zone in where.unique().tolist():
         low, high = normal_range(maps[:, where == zone])
         centre[zone], spread[zone] = low, (high - low).clamp(min=1e-6)
-    absent = spread == 0
-    centre = torch.where(absent, centre[0], centre.clamp(min=float(centre[0])))
-    return Scale(centre, spread.clamp(min=float(spread[0])))
+    return Scale(centre.clamp(min=float(centre[0])), spread.clamp(min=float(spread[0])))
 
 
 def fields(scale: Scale, height: int, width: int) -> Scale:

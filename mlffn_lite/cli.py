@@ -142,7 +142,7 @@ def train(
 
     from .datasets.sources import open_source
     from .detector import AnomalyDetector
-    from .training import Interrupted
+    from .loop import Interrupted
 
     use_threads(threads)
     parts = open_source(data, config.data, skip_bad=skip_bad)

@@ -1,48 +1,20 @@
-"""Training (§3.1): one loop, readable from top to bottom, that can be stopped anywhere and resumed to the bit.
-
-All randomness of step *n* comes from generators seeded with (seed, purpose, *n*), so a resumed run needs no generator
-state: it draws what the uninterrupted run would have drawn.
-"""
+"""Training of the paper's network (§3.1): what a step of the :class:`~mlffn_lite.loop.Loop` is."""
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import pandas as pd
 import torch
-from torch import Tensor, nn
-from tqdm.auto import tqdm
+from torch import Tensor
 
 from .config import Config, TrainConfig
-from .devices import autocast_dtype, generator_for, resolve_device
-from .errors import CheckpointError, TrainingError
+from .devices import generator_for
+from .loop import Images, Loop
 from .losses import LossTerms, resize_mask, total_loss
 from .network import MLFFN
 from .pseudo import PseudoAnomalies
-from .storage import CHECKPOINT, CONFIG, HISTORY, load_module, load_tensors, read_history, save_tensors, write_atomic
-
-LOG_EVERY = 10
-"""Steps between rows of the history; losses are read back from the device only then."""
-SLOWER = 4
-"""Times that steps may take as long as they did before a hint says so."""
-
-
-class Images(Protocol):
-    """What the trainer needs of a data set: its length, and images (B, 3, H, W) uint8 by index."""
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Return images (B, 3, H, W) uint8, and masks, which are not used."""
-        ...
 
 
 class Generator(Protocol):
@@ -53,15 +25,7 @@ class Generator(Protocol):
         ...
 
 
-class Interrupted(KeyboardInterrupt):
-    """Training was stopped by a signal after the step in ``step``; its checkpoint, if it has a folder, is written."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__(f"stopped after step {step}")
-        self.step = step
-
-
-class Trainer:
+class Trainer(Loop):
     """Train an :class:`~mlffn_lite.network.MLFFN` on good images that are made anomalous on the way.
 
     Parameters
@@ -70,24 +34,13 @@ class Trainer:
         Trained in place.
     config : Config
         Everything else.
-    folder : Path, optional
-        Run folder for ``config.toml``, ``checkpoint.safetensors`` and ``history.csv``; nothing is written without it.
-    data : str
-        Fingerprint of the training images; a run is not resumed on others.
+    folder, data, fabric
+        See :class:`~mlffn_lite.loop.Loop`.
     generator : callable, optional
         What makes images anomalous; by default the pseudo-anomalies that ``config`` names.
-    fabric : lightning.fabric.Fabric, optional
-        A launched Fabric, to train the same loop on several devices; each takes its share of every batch.
-
-    Attributes
-    ----------
-    step : int
-        Optimiser steps done.
-    history : DataFrame
-        Per logged step: the loss terms, gradient norm, learning rate, images per second.
-    seconds : float
-        Time spent in training, earlier parts of a resumed run included.
     """
+
+    terms = LossTerms._fields
 
     def __init__(
         self,
@@ -99,86 +52,20 @@ class Trainer:
         generator: Generator | None = None,
         fabric: Any = None,
     ) -> None:
-        self.config, self.folder, self.data, self.fabric = config, folder, data, fabric
-        self.rank: int = fabric.global_rank if fabric else 0
-        self.world: int = fabric.world_size if fabric else 1
-        self.device = fabric.device if fabric else resolve_device(config.train.device)
-        self.module = network.to(self.device).to(memory_format=torch.channels_last)
         network.backbone.set_mode(config.train.backbone)
-        self.optimizer = build_optimizer(network, config.train)
-        self.network: nn.Module = network
-        if fabric:
-            self.network, self.optimizer = fabric.setup(network, self.optimizer)
-        self.autocast = autocast_dtype(config.train.precision, self.device)
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast is torch.float16)
+        optimizer = build_optimizer(network, config.train)
+        super().__init__(network, optimizer, config, folder=folder, data=data, fabric=fabric)
         own = config.pseudo
         self.pseudo = generator or PseudoAnomalies(own.ratio, own.kinds, own.options)
-        self.step = 0
-        self.seconds = 0.0
-        self.rows: list[dict[str, float]] = []
-        self.hinted = False
 
-    @property
-    def history(self) -> pd.DataFrame:
-        """The logged steps, a row each."""
-        return pd.DataFrame(self.rows)
+    def total_steps(self, images: int) -> int:
+        """Return ``train.steps``, or the paper's number."""
+        return total_steps(self.config.train, images)
 
-    def fit(self, images: Images, *, resume: bool = False, progress: bool = True) -> pd.DataFrame:
-        """Run all steps and return the history.
-
-        Parameters
-        ----------
-        images : Images
-            Good training images, such as ``AnomalyFolder(path).train``.
-        resume : bool
-            Go on from the checkpoint in the run folder, if there is one.
-        progress : bool
-            Show a bar with losses and rate.
-
-        Raises
-        ------
-        TrainingError
-            If a loss is not finite; the message names the step and the terms.
-        CheckpointError
-            If ``resume`` finds a checkpoint that is damaged or from another configuration.
-        Interrupted
-            On Ctrl-C or SIGTERM, once the step under way is done and its checkpoint written.
-        """
-        train = self.config.train
-        steps = total_steps(train, len(images))
-        self._prepare_folder(resume)
-        self.network.train()
-        pending: list[tuple[int, Tensor]] = []
-        lap = time.perf_counter()
-        bar = tqdm(total=steps, initial=self.step, unit="step", disable=not progress or self.rank > 0)
-        with bar, _stop_on_signal() as stop:
-            while self.step < steps:
-                lr = set_rate(self.optimizer, train, self.step, steps)
-                terms, norm = self.train_step(images)
-                self.step += 1
-                pending.append((self.step, torch.stack([*terms, norm]).detach()))
-                bar.update()
-                stopping = self._agree(stop.is_set())
-                save = stopping or self.step == steps or self.step % train.checkpoint_every == 0
-                if save or self.step % LOG_EVERY == 0:
-                    seconds = time.perf_counter() - lap
-                    lap += seconds
-                    self.seconds += seconds
-                    self._log(pending, lr, len(pending) * train.batch / seconds, bar)
-                    self._hint(bar)
-                if save:
-                    self.save_checkpoint()
-                if stopping and self.step < steps:
-                    if self.fabric:
-                        self.fabric.barrier()  # no process may end while the first still writes
-                    raise Interrupted(self.step)
-        return self.history
-
-    def train_step(self, images: Images) -> tuple[LossTerms, Tensor]:
-        """Do one optimiser step; returns the loss terms and the gradient norm."""
-        train, seed = self.config.train, self.config.train.seed
-        indices = batch_indices(len(images), train.batch, self.step, seed)[self.rank :: self.world]
-        batch = images.batch(indices)[0].to(self.device, non_blocking=True)
+    def losses(self, images: Images) -> LossTerms:
+        """Return the losses of a step."""
+        seed = self.config.train.seed
+        batch = self.draw(images)
         with torch.no_grad():
             batch, mask = self.pseudo(batch, generator=generator_for(seed, f"pseudo{self.rank}", self.step))
             batch = batch.contiguous(memory_format=torch.channels_last)
@@ -186,132 +73,12 @@ class Trainer:
             output = self.network(batch)
         mask = resize_mask(mask, output.score.shape[-2:], coverage=self.config.loss.coverage)
         partners = generator_for(seed, f"pairs{self.rank}", self.step)
-        terms = total_loss(output.features, output.score, mask, self.config.loss, generator=partners)
-        self.optimizer.zero_grad(set_to_none=True)
-        scaled = self.scaler.scale(terms.total)
-        if self.fabric:
-            self.fabric.backward(scaled)
-        else:
-            scaled.backward()
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self._parameters(), train.clip or math.inf)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return terms, norm
-
-    def _parameters(self) -> list[Tensor]:
-        """Return what the optimiser changes, in the order in which it numbers its state."""
-        return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def _agree(self, stop: bool) -> bool:
-        """Whether any device was told to stop, asked together now and then: none may leave while others wait for it."""
-        if not self.fabric or self.step % LOG_EVERY:
-            return stop and not self.fabric
-        return bool(self.fabric.all_reduce(torch.tensor(float(stop)), reduce_op="sum") > 0)
-
-    def save_checkpoint(self) -> None:
-        """Write history and checkpoint to the run folder (on the first device only)."""
-        if self.folder is None or self.rank > 0:
-            return
-        write_atomic(self.folder / HISTORY, self.history.to_csv(index=False, na_rep="nan"))
-        tensors = {f"model.{k}": v for k, v in self.module.state_dict().items()}
-        for index, slots in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in slots.items() if v is not None}
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "config": self.config.to_dict(),
-            "data": self.data,
-            "scaler": self.scaler.state_dict(),
-        }
-        save_tensors(self.folder / CHECKPOINT, tensors, state)
-
-    def load_checkpoint(self) -> None:
-        """Restore step, network, optimiser and history from the run folder, exactly.
-
-        Raises
-        ------
-        CheckpointError
-            If the checkpoint is missing, damaged, or from another configuration.
-        """
-        assert self.folder is not None
-        path = self.folder / CHECKPOINT
-        tensors, state = load_tensors(path)
-        if not self.config.matches(state.get("config") or {}):
-            raise CheckpointError(
-                f"checkpoint {path} is from another configuration; go on with the one in {self.folder / CONFIG},"
-                " or train into another folder"
-            )
-        if state.get("data") != self.data:
-            raise CheckpointError(f"the training images are not those of {self.folder}; train into another folder")
-        load_module(self.module, tensors, "model.", path)
-        slots: dict[int, dict[str, Tensor]] = {}
-        parameters = self._parameters()
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                slots.setdefault(int(index), {})[name] = _like(value, parameters[int(index)])
-        if slots:  # absent once training is done: a detector's checkpoint holds the network alone
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        if state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        self.rows = [row for row in read_history(self.folder / HISTORY) if row["step"] <= self.step]
-
-    def _prepare_folder(self, resume: bool) -> None:
-        """Resume, or refuse to overwrite another run; fails now and not at the first checkpoint if it cannot write."""
-        if self.folder is None:
-            return
-        if (self.folder / CHECKPOINT).exists():
-            if not resume:
-                raise CheckpointError(f"{self.folder} holds a run already; resume it or train into another folder")
-            self.load_checkpoint()
-        elif self.rank == 0:
-            write_atomic(self.folder / CONFIG, self.config.to_toml())
-
-    def _log(self, pending: list[tuple[int, Tensor]], lr: float, rate: float, bar: tqdm) -> None:
-        """Read the pending losses back, stop if one is not finite, and keep the last as a row of the history."""
-        terms_of = torch.stack([values for _, values in pending])
-        if self.fabric:  # the mean over the devices; they stop together or not at all
-            terms_of = self.fabric.all_reduce(terms_of)
-        # A scaler meets infinite gradients on purpose and skips those steps; elsewhere they ruin the weights.
-        checked = LossTerms._fields if self.scaler.is_enabled() else (*LossTerms._fields, "grad_norm")
-        for (step, _), values in zip(pending, terms_of.tolist(), strict=True):
-            row = dict(zip((*LossTerms._fields, "grad_norm"), values, strict=True))
-            if not all(math.isfinite(row[name]) for name in checked):
-                terms = ", ".join(f"{name} {row[name]:.4g}" for name in checked)
-                raise TrainingError(f"loss is not finite at step {step} ({terms}); lower train.lr or set train.clip")
-        self.rows.append({"step": pending[-1][0], **row, "lr": lr, "images_per_s": rate})
-        bar.set_postfix({k: f"{row[k]:.3g}" for k in LossTerms._fields} | {"img/s": f"{rate:.0f}"}, refresh=False)
-        pending.clear()
-
-    def _hint(self, bar: tqdm) -> None:
-        """Say once if steps take several times as long as they did: other programs compute here too."""
-        rates = [row["images_per_s"] for row in self.rows]
-        if self.device.type == "cpu" and not self.hinted and max(rates[-2:]) < max(rates) / SLOWER:
-            self.hinted = True
-            bar.write(
-                f"Steps take {max(rates) / rates[-1]:.0f} times as long as they did. If other programs compute here,"
-                " fewer threads may be faster: stop with Ctrl-C and go on with --resume --threads 1.",
-                file=sys.stderr,
-            )
+        return total_loss(output.features, output.score, mask, self.config.loss, generator=partners)
 
 
 def total_steps(train: TrainConfig, images: int) -> int:
     """Return ``steps``, or the paper's epochs × repeats × images / batch where it is 0."""
     return train.steps or math.ceil(train.epochs * train.repeats * images / train.batch)
-
-
-def batch_indices(count: int, batch: int, step: int, seed: int) -> list[int]:
-    """Return the images of a step: consecutive slices of one seeded permutation after the other."""
-    indices: list[int] = []
-    position = step * batch
-    while len(indices) < batch:
-        epoch, offset = divmod(position + len(indices), count)
-        order = torch.randperm(count, generator=generator_for(seed, "order", epoch))
-        indices += order[offset : offset + batch - len(indices)].tolist()
-    return indices
 
 
 def build_optimizer(network: MLFFN, train: TrainConfig) -> torch.optim.Optimizer:
@@ -324,44 +91,3 @@ def build_optimizer(network: MLFFN, train: TrainConfig) -> torch.optim.Optimizer
         return torch.optim.SGD(groups, lr=train.lr, momentum=train.momentum, weight_decay=train.weight_decay)
     betas = (train.momentum, 0.999)
     return torch.optim.AdamW(groups, lr=train.lr, betas=betas, weight_decay=train.weight_decay)
-
-
-def set_rate(optimizer: torch.optim.Optimizer, train: TrainConfig, step: int, steps: int) -> float:
-    """Set the learning rates of a step and return that of the heads."""
-    factor = 1.0
-    if train.schedule == "one_cycle":
-        warm = max(1, steps // 10)
-        done = (step - warm) / max(1, steps - warm)
-        factor = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * done))
-    for group in optimizer.param_groups:
-        group["lr"] = group["peak"] * factor
-    return train.lr * factor
-
-
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """Give a restored optimiser tensor its parameter's memory layout, as in the uninterrupted run."""
-    return torch.empty_like(parameter, device="cpu").copy_(value) if value.shape == parameter.shape else value
-
-
-@contextlib.contextmanager
-def _stop_on_signal() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event, so that no step is cut in two; a second one acts at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    signals = (signal.SIGINT, signal.SIGTERM)
-    previous = {s: signal.getsignal(s) for s in signals}
-
-    def request(*_: object) -> None:
-        stop.set()
-        for s in signals:
-            signal.signal(s, previous[s])
-
-    for s in signals:
-        signal.signal(s, request)
-    try:
-        yield stop
-    finally:
-        for s in signals:
-            signal.signal(s, previous[s])

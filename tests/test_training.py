@@ -19,8 +19,9 @@ from mlffn_lite.config import Config, TrainConfig
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.devices import autocast_dtype, generator_for, resolve_device
 from mlffn_lite.errors import CheckpointError, MlffnError, TrainingError
+from mlffn_lite.loop import Interrupted, batch_indices, set_rate
 from mlffn_lite.network import MLFFN
-from mlffn_lite.training import Interrupted, Trainer, batch_indices, build_optimizer, set_rate, total_steps
+from mlffn_lite.training import Trainer, build_optimizer, total_steps
 
 TIMING = ["images_per_s"]
 
@@ -300,7 +301,7 @@ def test_one_cycle_rises_and_falls_to_zero() -> None:
     assert rates[-1] < 1e-3
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert optimizer.param_groups[1]["lr"] == pytest.approx(0.1 * rates[-1])
-    assert set_rate(optimizer, TrainConfig(lr=0.5), 77, 100) == 0.5
+    assert set_rate(build_optimizer(network, TrainConfig(lr=0.5)), TrainConfig(lr=0.5), 77, 100) == 0.5
 
 
 def test_precision_and_device_names() -> None:
@@ -338,7 +339,7 @@ def test_steps_that_became_slow_are_said_once(
     split: Any, slow: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = SlowDown(split, 10, 1.0 if slow else 0.1)
-    monkeypatch.setattr("mlffn_lite.training.time", data)
+    monkeypatch.setattr("mlffn_lite.loop.time", data)
     trainer(tiny(steps=40)).fit(data, progress=False)
     said = capfd.readouterr().err
     assert said.count("times as long as they did") == slow

@@ -16,7 +16,8 @@ from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.errors import CheckpointError
 from mlffn_lite.features import BackboneDetector
-from mlffn_lite.training import Interrupted, Trainer
+from mlffn_lite.loop import Interrupted
+from mlffn_lite.training import Trainer
 
 CONFIG = Config.preset(
     "tiny",

@@ -60,7 +60,7 @@ def trained(images: AnomalyFolder) -> Callable[[str], Trained]:
         trainer = Trainer(network, config)
         network.train()
         for _ in range(config.train.steps):
-            terms, _ = trainer.train_step(images.train)
+            terms = LossTerms(*trainer.train_step(images.train)[0])
             trainer.step += 1
         gradients = {k: None if v.grad is None else v.grad.clone() for k, v in network.named_parameters()}
         return Trained(config, network.eval(), before, gradients, terms)

@@ -132,7 +132,7 @@ class _PeerLoop(Loop):
         return float(self.optimizer.param_groups[0]["lr"])
 
     def losses(self, images: Images) -> Sequence[Tensor]:
-        with torch.inference_mode():
+        with torch.no_grad():
             self.peer._prepare(self.train, self.step)
         self.module.train()
         batch = self.peer._pixels(self.draw(images))

@@ -24,6 +24,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "patchcore": "mlffn_lite.peers.patchcore:PatchCore",
         "patchcore_fine": "mlffn_lite.peers.patchcore:FinePatchCore",
         "padim": "mlffn_lite.peers.padim:PaDiM",
+        "rd": "mlffn_lite.peers.rd:ReverseDistillation",
     },
     "kinds": {
         "confetti": "mlffn_lite.pseudo:ConfettiNoise",

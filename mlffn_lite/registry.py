@@ -25,6 +25,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "patchcore_fine": "mlffn_lite.peers.patchcore:FinePatchCore",
         "padim": "mlffn_lite.peers.padim:PaDiM",
         "rd": "mlffn_lite.peers.rd:ReverseDistillation",
+        "cutpaste": "mlffn_lite.peers.cutpaste:CutPaste",
     },
     "kinds": {
         "confetti": "mlffn_lite.pseudo:ConfettiNoise",

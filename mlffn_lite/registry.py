@@ -26,6 +26,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "padim": "mlffn_lite.peers.padim:PaDiM",
         "rd": "mlffn_lite.peers.rd:ReverseDistillation",
         "cutpaste": "mlffn_lite.peers.cutpaste:CutPaste",
+        "fcdd": "mlffn_lite.peers.fcdd:FCDD",
     },
     "kinds": {
         "confetti": "mlffn_lite.pseudo:ConfettiNoise",

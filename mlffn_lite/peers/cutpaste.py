@@ -72,9 +72,8 @@ class CutPaste(TrainedPeer):
         batch, _, height, width = images.shape
         side = patch_side(height, width)
         index = torch.arange(batch).repeat_interleave(-(-PATCHES // batch))
-        corners = [_whole(len(index), 0, x - side, generator) for x in (height, width)]
-        good = crop(images, index, *corners, side)
-        good = jitter(good, generator)
+        tops, lefts = (_whole(len(index), 0, x - side, generator) for x in (height, width))
+        good = jitter(crop(images, index, tops, lefts, side), generator)
         x = torch.cat([good, cut_paste(good, generator), scar(good, generator)])
         logits = self.module(x.contiguous(memory_format=torch.channels_last))
         labels = torch.arange(3, device=images.device).repeat_interleave(len(good))
@@ -95,10 +94,10 @@ class CutPaste(TrainedPeer):
         side = patch_side(height, width)
         rows, columns = (corners_of(x, side) for x in (height, width))
         grid = torch.cartesian_prod(torch.arange(batch), rows, columns)
-        found = [
-            self.module.embedding(crop(images, *part.unbind(1), side).contiguous(memory_format=torch.channels_last))
-            for part in grid.split(CHUNK)
-        ]
+        found = []
+        for index, tops, lefts in (part.unbind(1) for part in grid.split(CHUNK)):
+            patches = crop(images, index, tops, lefts, side)
+            found.append(self.module.embedding(patches.contiguous(memory_format=torch.channels_last)))
         return torch.cat(found).view(batch, len(rows), len(columns), -1)
 
     def _score(self, images: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ class FCDD(TrainedPeer):
     def _losses(self, images: Tensor, step: int, generator: torch.Generator) -> Sequence[Tensor]:
         chosen = torch.rand(len(images), generator=generator) < 0.5
         anomalous = chosen.to(images.device)
-        noise = confetti(len(images), *images.shape[2:], generator=generator).to(images)
+        noise = confetti(len(images), images.shape[2], images.shape[3], generator).to(images)
         images = torch.where(anomalous.view(-1, 1, 1, 1), malformed(images, noise), images)
         return [objective(self.module(augmented(images, generator)), anomalous)]
 

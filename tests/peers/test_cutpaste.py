@@ -49,7 +49,8 @@ def test_pasting_upright_copies_a_rectangle() -> None:
 def test_pasting_turned_is_a_rotation_pixel_by_pixel(degrees: float) -> None:
     images = torch.rand(1, 3, 24, 20, generator=generator())
     (h, w), (sy, sx), (ty, tx), angle = (9.3, 5.1), (8.2, 7.7), (13.4, 10.6), math.radians(degrees)
-    found = paste(images, *(torch.tensor([x]) for x in ((h, w), (sy, sx), (ty, tx), angle)), generator())
+    boxes = torch.tensor([[h, w]]), torch.tensor([[sy, sx]]), torch.tensor([[ty, tx]])
+    found = paste(images, *boxes, torch.tensor([angle]), generator())
     changed = 0
     for y, x in np.ndindex(24, 20):
         # Complex numbers turn the offset from the target's centre back onto the rectangle's own axes.
@@ -240,7 +241,7 @@ def test_same_seed_and_saved_runs_give_the_same_maps(fitted: tuple[CutPaste, Pat
     detector, run = fitted
     images = folder.test.images()[:2]
     assert torch.equal(CutPaste.load(run, device="cpu").predict(images).maps, detector.predict(images).maps)
-    short, twice = CONFIG.replace(train={"steps": 2}), []
+    short, twice = CONFIG.replace(train={"steps": 2}), list[Tensor]()
     for seed in (0, 0, 1):
         torch.manual_seed(len(twice))
         own = CutPaste(short.replace(train={"seed": seed})).fit(folder, progress=False)

@@ -70,7 +70,7 @@ def test_loss_is_equation_2_and_its_gradient(monkeypatch: pytest.MonkeyPatch) ->
     detector._module = Fixed(teacher, [x.detach() for x in student])
     total, *parts = detector._losses(torch.zeros(2, 3, 8, 8), 0, torch.Generator())
     assert total.item() == pytest.approx(expected, rel=1e-5)
-    assert sum(parts).item() == pytest.approx(expected, rel=1e-5)
+    assert torch.stack(parts).sum().item() == pytest.approx(expected, rel=1e-5)
     assert len(parts) + 1 == len(ReverseDistillation.terms)
 
     def loss(*x: Tensor) -> Tensor:
@@ -163,7 +163,10 @@ def test_sizes_are_the_papers(name: str, three: int) -> None:
 
 def test_a_wide_resnets_blocks_are_twice_as_wide() -> None:
     backbone = build_backbone("resnet50", "none").set_mode("frozen")
-    assert Distillation(backbone, wide=True).embed[0].body[0].out_channels == 1024  # as in wide_resnet50_2.layer4
+    narrow, wide = (count(Distillation(backbone, wide=w).embed) for w in (False, True))
+    theirs = [torchvision.models.resnet50, torchvision.models.wide_resnet50_2]
+    stages = [count(build(weights=None).layer4) for build in theirs]
+    assert wide - narrow == stages[1] - stages[0] + 2 * 1024 * 512  # 3·1024 inputs, not 1024
 
 
 def test_signed_teachers_have_signed_students() -> None:
@@ -211,7 +214,7 @@ def test_same_seed_and_saved_runs_give_the_same_maps(
     images = folder.test.images()
     maps = detector.predict(images).maps
     assert torch.equal(ReverseDistillation.load(run, device="cpu").predict(images).maps, maps)
-    short, twice = CONFIG.replace(train={"steps": 3}), []
+    short, twice = CONFIG.replace(train={"steps": 3}), list[Tensor]()
     for seed in (0, 0, 1):
         torch.manual_seed(len(twice))
         own = ReverseDistillation(short.replace(train={"seed": seed})).fit(folder, progress=False)

@@ -14,6 +14,7 @@ from ..datasets.folder import Split
 from ..detector import batches
 from ..features import Moments
 from ..layers import SafeBatchNorm2d
+from .augment import jitter, turned, uniform
 from .padim import mahalanobis, whitening
 from .trained import TrainedPeer
 
@@ -21,14 +22,12 @@ PATCHES = 32
 """Patches of each of the three classes in a step."""
 AREA, ASPECT = (0.02, 0.15), 0.3
 SCAR_WIDTH, SCAR_HEIGHT, SCAR_ANGLE = (2, 16), (10, 25), 45
-JITTER = 0.1
 PATCH = 64
 """Side of the paper's patches, in pixels; σ and scars are given for it and scale with the patch."""
 SIGMA = 10.0
 STEPS = 256 * 256
 CHUNK = 128
 """Patches that pass the network together."""
-_GREY = (0.299, 0.587, 0.114)
 
 
 class CutPaste(TrainedPeer):
@@ -174,13 +173,13 @@ def cut_paste(images: Tensor, generator: torch.Generator) -> Tensor:
     Its area is 2 to 15 % of the image, its aspect in (0.3, 1) or (1, 3.3), as often one as the other.
     """
     batch, _, height, width = images.shape
-    area = _uniform(batch, *AREA, generator) * height * width
-    flat, tall = _uniform(batch, ASPECT, 1, generator), _uniform(batch, 1, 1 / ASPECT, generator)
-    aspect = torch.where(_uniform(batch, 0, 1, generator) < 0.5, flat, tall)
+    area = uniform(batch, *AREA, generator) * height * width
+    flat, tall = uniform(batch, ASPECT, 1, generator), uniform(batch, 1, 1 / ASPECT, generator)
+    aspect = torch.where(uniform(batch, 0, 1, generator) < 0.5, flat, tall)
     h = (area * aspect).sqrt().round().clamp(1, height)
     w = (area / aspect).sqrt().round().clamp(1, width)
     source, target = (
-        torch.stack([(_uniform(batch, 0, 1, generator) * (x - s + 1)).floor() + s / 2 for x, s in sides], 1)
+        torch.stack([(uniform(batch, 0, 1, generator) * (x - s + 1)).floor() + s / 2 for x, s in sides], 1)
         for sides in [((height, h), (width, w))] * 2
     )
     return paste(images, torch.stack([h, w], 1), source, target, torch.zeros(batch), generator)
@@ -193,13 +192,13 @@ def scar(images: Tensor, generator: torch.Generator) -> Tensor:
     """
     batch, _, height, width = images.shape
     scale = min(height, width) / PATCH
-    w, h = _uniform(batch, *SCAR_WIDTH, generator) * scale, _uniform(batch, *SCAR_HEIGHT, generator) * scale
-    angle = _uniform(batch, -SCAR_ANGLE, SCAR_ANGLE, generator) * math.pi / 180
+    w, h = uniform(batch, *SCAR_WIDTH, generator) * scale, uniform(batch, *SCAR_HEIGHT, generator) * scale
+    angle = uniform(batch, -SCAR_ANGLE, SCAR_ANGLE, generator) * math.pi / 180
     cos, sin = angle.cos(), angle.sin().abs()
     boxes = ((h, w), (h * cos + w * sin, w * cos + h * sin))  # upright, and what the turned one fits into
     source, target = (
         torch.stack(
-            [s / 2 + _uniform(batch, 0, 1, generator) * (x - s) for x, s in zip((height, width), box, strict=True)], 1
+            [s / 2 + uniform(batch, 0, 1, generator) * (x - s) for x, s in zip((height, width), box, strict=True)], 1
         )
         for box in boxes
     )
@@ -223,47 +222,13 @@ def paste(
         Draws the colours' jitter.
     """
     _, _, height, width = images.shape
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
-    dy, dx = y - target[:, :1, None], x - target[:, 1:, None]
-    cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
-    v, u = cos * dy - sin * dx, sin * dy + cos * dx  # the rectangle's own axes
+    v, u = turned(height, width, target, angle)
     inside = ((v.abs() < size[:, :1, None] / 2) & (u.abs() < size[:, 1:, None] / 2))[:, None].to(images.device)
     rows = (source[:, :1, None] + v).floor().long().clamp(0, height - 1)
     columns = (source[:, 1:, None] + u).floor().long().clamp(0, width - 1)
     index = (rows * width + columns).flatten(1)[:, None].expand(-1, 3, -1).to(images.device)
     pasted = images.flatten(2).gather(2, index).view(images.shape)
     return torch.where(inside, jitter(pasted, generator, inside), images)
-
-
-def jitter(images: Tensor, generator: torch.Generator, inside: Tensor | None = None, amount: float = JITTER) -> Tensor:
-    """Change brightness, contrast, saturation and hue of images (B, 3, H, W), by up to ``amount`` either way.
-
-    The hue's is a share of a turn. Contrast is about the mean grey of the pixels ``inside`` (B, 1, H, W), by default of
-    all.
-    """
-    batch = len(images)
-    brightness, contrast, saturation = (_uniform(batch, 1 - amount, 1 + amount, generator) for _ in range(3))
-    turn = 2 * math.pi * _uniform(batch, -amount, amount, generator)
-    grey = torch.tensor(_GREY)
-    yiq = torch.stack([grey, torch.tensor([0.596, -0.274, -0.322]), torch.tensor([0.211, -0.523, 0.312])])
-    rotation = torch.zeros(batch, 3, 3)
-    rotation[:, 0, 0] = 1
-    rotation[:, 1, 1] = rotation[:, 2, 2] = turn.cos()
-    rotation[:, 2, 1] = turn.sin()
-    rotation[:, 1, 2] = -turn.sin()
-    s = saturation[:, None, None]
-    matrix = (s * torch.eye(3) + (1 - s) * grey) @ torch.linalg.inv(yiq) @ rotation @ yiq
-    matrix = (brightness[:, None, None] * matrix).to(images)
-    x = torch.einsum("bij,bjhw->bihw", matrix, images).clamp(0, 1)
-    weight = torch.ones_like(x[:, :1]) if inside is None else inside.to(x)
-    mean = ((x * grey.to(x).view(1, 3, 1, 1)).sum(1, keepdim=True) * weight).sum((2, 3), keepdim=True)
-    mean = mean / weight.sum((2, 3), keepdim=True).clamp(min=1)
-    c = contrast.to(x).view(-1, 1, 1, 1)
-    return (c * x + (1 - c) * mean).clamp(0, 1)
-
-
-def _uniform(count: int, low: float, high: float, generator: torch.Generator) -> Tensor:
-    return low + (high - low) * torch.rand(count, generator=generator)
 
 
 def _whole(count: int, low: int, high: int, generator: torch.Generator) -> Tensor:

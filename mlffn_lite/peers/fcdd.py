@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..backbones import STRIDES, Backbone, build_backbone
 from ..features import smooth
 from ..layers import no_autocast
-from .cutpaste import jitter
+from .augment import jitter, turned
 from .trained import TrainedPeer
 
 EPOCHS, REPEATS, DECAY = 200, 10, 0.985
@@ -159,7 +159,6 @@ def receptive_upsample(a: Tensor, size: tuple[int, int] | torch.Size, start: flo
 def confetti(count: int, height: int, width: int, generator: torch.Generator) -> Tensor:
     """Return noise (count, 3, height, width) in [0, 2]: squares of a colour each and white ones, turned, smoothed."""
     scale = math.sqrt(height * width) / SIDE
-    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
     noise = torch.zeros(count, 3, height, width)
     for expected, coloured in ((COLOURED, True), (WHITE, False)):
         # As many as a Poisson variable says that is not 0: every image gets one.
@@ -169,9 +168,8 @@ def confetti(count: int, height: int, width: int, generator: torch.Generator) ->
         draws = torch.rand(MOST, 7, count, generator=generator)
         for k, draw in enumerate(draws[: int(number.max())]):
             side = scale * (CONFETTI[0] + (CONFETTI[1] - CONFETTI[0]) * draw[0])
-            angle = (math.pi / 2 * (draw[1] - 0.5))[:, None, None]
-            dy, dx = y - height * draw[2, :, None, None], x - width * draw[3, :, None, None]
-            v, u = angle.cos() * dy - angle.sin() * dx, angle.sin() * dy + angle.cos() * dx
+            centre = torch.stack([height * draw[2], width * draw[3]], 1)
+            v, u = turned(height, width, centre, math.pi / 2 * (draw[1] - 0.5))
             inside = (torch.maximum(v.abs(), u.abs()) < side[:, None, None] / 2) & (k < number)[:, None, None]
             colour = draw[4:].T[:, :, None, None] if coloured else torch.ones(count, 3, 1, 1)
             layer = torch.where(inside[:, None], colour, layer)

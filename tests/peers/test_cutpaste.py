@@ -11,7 +11,8 @@ from torch import Tensor
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.peers import cutpaste
-from mlffn_lite.peers.cutpaste import CutPaste, corners_of, crop, cut_paste, jitter, paste, patch_side, scar, spread
+from mlffn_lite.peers.augment import jitter
+from mlffn_lite.peers.cutpaste import CutPaste, corners_of, crop, cut_paste, paste, patch_side, scar, spread
 
 CONFIG = Config.preset("tiny", method="cutpaste", train={"device": "cpu", "precision": "fp32", "steps": 80})
 YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])

@@ -25,7 +25,7 @@ from mlffn_lite.peers.fcdd import (
     receptive_upsample,
 )
 
-CONFIG = Config.preset("tiny", method="fcdd", train={"device": "cpu", "precision": "fp32", "steps": 100})
+CONFIG = Config.preset("tiny", method="fcdd", train={"device": "cpu", "precision": "fp32", "steps": 50})
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def test_same_seed_and_saved_runs_give_the_same_maps(fitted: tuple[FCDD, Path], 
     detector, run = fitted
     images = folder.test.images()[:2]
     assert torch.equal(FCDD.load(run, device="cpu").predict(images).maps, detector.predict(images).maps)
-    short, twice = CONFIG.replace(train={"steps": 3}), list[Tensor]()
+    short, twice = CONFIG.replace(train={"steps": 2}), list[Tensor]()
     for seed in (0, 0, 1):
         torch.manual_seed(len(twice))
         own = FCDD(short.replace(train={"seed": seed})).fit(folder, progress=False)

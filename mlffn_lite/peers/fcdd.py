@@ -35,13 +35,14 @@ class FCDD(TrainedPeer):
     Notes
     -----
     The paper keeps VGG-11 up to stride 8, freezes it up to stride 4, trains the rest and a 1×1 convolution to one
-    channel; here the backbone's level at stride 8 takes that place, and its stage is what is trained, with the
-    running statistics of all (as in the authors' code, which freezes parameters only). Images are confetti's with
-    chance ½. As in the code for MVTec AD: SGD with Nesterov's momentum 0.9, rate 1e-3 times 0.985 an epoch, decay
-    1e-5, 128 images, 200 epochs of ten passes; crops of 14/15, slight colour jitter and noise; σ = 12 of 224 px. The
-    schedule's rate falls as much where it has fewer steps. Square confetti, plain and white, is smoothed and added,
-    or subtracted where adding changes nothing. Receptive fields are found by a gradient, so that also the shift of a
-    network's padding is undone; being sums, not means, maps are low near borders, as the paper's are.
+    channel; here the backbone's level at stride 8 takes that place, and its stage is what is trained (the coarser
+    level is computed in vain), with the running statistics of all (as in the authors' code, which freezes parameters
+    only). Images are confetti's with chance ½. As in the code for MVTec AD: SGD with Nesterov's momentum 0.9, rate
+    1e-3 times 0.985 an epoch, decay 1e-5, 128 images, 200 epochs of ten passes; crops of 14/15, slight colour jitter
+    and noise; σ = 12 of 224 px. The preset ``small`` sees a hundredth of that many images and clips gradients; its
+    rate falls as much. Square confetti, plain and white, is smoothed and added, or subtracted where adding changes
+    nothing. Receptive fields are found by a gradient, so that also the shift of a network's padding is undone; being
+    sums, not means, maps are low near borders, as the paper's are.
 
     With the preset ``small`` it takes SECONDS s for 60 images of 128 px on two cores.
     """

@@ -31,7 +31,7 @@ class ReverseDistillation(TrainedPeer):
     others one of ResNet-18's blocks with the teacher's own channels. Where a teacher's features are of both signs, as
     EfficientNet-Lite0's are, the student's stages end without ReLU.
 
-    With the preset ``small`` it takes SECONDS s for 60 images of 128 px on two cores.
+    With the preset ``small`` it takes 70 to 140 s for 60 images of 128 px on two busy cores, one thread.
     """
 
     terms = ("total", "level_1", "level_2", "level_3")

@@ -39,12 +39,13 @@ class FCDD(TrainedPeer):
     level is computed in vain), with the running statistics of all (as in the authors' code, which freezes parameters
     only). Images are confetti's with chance ½. As in the code for MVTec AD: SGD with Nesterov's momentum 0.9, rate
     1e-3 times 0.985 an epoch, decay 1e-5, 128 images, 200 epochs of ten passes; crops of 14/15, slight colour jitter
-    and noise; σ = 12 of 224 px. The preset ``small`` sees a hundredth of that many images and clips gradients; its
-    rate falls as much. Square confetti, plain and white, is smoothed and added, or subtracted where adding changes
-    nothing. Receptive fields are found by a gradient, so that also the shift of a network's padding is undone; being
-    sums, not means, maps are low near borders, as the paper's are.
+    and noise; σ = 12 of 224 px. The preset ``small`` takes a tenth of that many images, of a set of 60, and clips
+    gradients; its rate falls as much. Square confetti, plain and white, is smoothed and added, or subtracted where
+    adding changes nothing. Receptive fields are found by a gradient, so that also the shift of a network's padding is
+    undone; being sums, not means, maps are low near borders, as the paper's are.
 
-    With the preset ``small`` it takes SECONDS s for 60 images of 128 px on two cores.
+    With the preset ``small`` it takes 135 to 175 s for 60 images of 128 px on two busy cores, one thread. On held-out
+    good images it then finds its own confetti (image AUROC 100, pixel 99 %); subtle defects it does not.
     """
 
     pace = 2.0  # 400 steps of 16 images leave the loss far from its end

@@ -42,7 +42,8 @@ data: $(READY)  ## draw the bundled images anew into build/miniparts
 figures: demo  ## the picture in the README
 	mkdir -p figures && cp runs/demo/heatmaps.png figures/demo_heatmaps.png
 
-tables: $(READY)  ## Tables 3 and 4 on the bundled images: a short training, or with FULL=1 all of the preset's
+tables: $(READY)  ## Tables 1 to 4 on the bundled images: a short training, or with FULL=1 all of the preset's
+	$(BIN)/mlffn study table1 $(TABLES)
 	$(BIN)/mlffn study tables $(TABLES)
 	$(BIN)/mlffn report $(lastword $(TABLES))
 

@@ -121,8 +121,9 @@ def _tables(*names: str) -> Callable[[Options], None]:
     def run(options: Options) -> None:
         from .grid import TABLES
 
-        base, label = options.base(names[0], "small")
-        options.run([TABLES[name](base, label) for name in names], base)
+        bases = [options.base(name, "small") for name in names]
+        grids = [TABLES[name](*base) for name, base in zip(names, bases, strict=True)]
+        options.run(grids, bases[0][0])
 
     return run
 
@@ -151,9 +152,11 @@ def _grid(
     options.run([make(base, [base.method] if methods is None else _names(methods), vary, label)], base, show=True)
 
 
+_study("table1", "Run Tables 1 and 2: the compared methods beside the paper's.", _tables("methods"))
+_study("table2", "The same as table1: one run of a method gives both.", _tables("methods"))
 _study("table3", "Run Table 3: the share of pseudo-anomalies, 0 to 100 %.", _tables("table3"))
 _study("table4", "Run Table 4: the ablation, from the baseline to the whole method.", _tables("table4"))
-_study("tables", "Run both; the cell that they share runs once.", _tables("table3", "table4"))
+_study("tables", "Run Tables 3 and 4; the cell that they share runs once.", _tables("table3", "table4"))
 _study("compare", "Compare methods, as in Tables 1 and 2, with one configuration, in one table.", _compare)
 _study("grid", "Vary values of the configuration, in one table.", _grid)
 

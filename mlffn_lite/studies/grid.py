@@ -39,8 +39,12 @@ RATIOS = (0.0, 0.05, 0.25, 0.5, 0.75, 1.0)
 """Table 3: the share of pseudo-anomalous training images, with the whole method."""
 
 FULL_RATIO = 0.5
+METHODS = ("us", "psvdd", "fcdd", "padim", "cutpaste", "rd", "mlffn")
+"""Tables 1 and 2: the compared methods, in the paper's order, and last the paper's own."""
+
 _TABLES_SMALL: dict[str, dict[str, Any]] = {"data": {"size": 128}, "train": {"steps": 160}}
-SMALL = {"table3": _TABLES_SMALL, "table4": _TABLES_SMALL, "compare": {"data": {"size": 128}}}
+_METHODS_SMALL: dict[str, dict[str, Any]] = {"data": {"size": 128}}
+SMALL = {"table3": _TABLES_SMALL, "table4": _TABLES_SMALL, "methods": _METHODS_SMALL, "compare": _METHODS_SMALL}
 """What ``--small`` changes in a preset, by table: the budget of ``make tables`` and of the committed results."""
 
 
@@ -57,7 +61,8 @@ class Grid:
     """Configurations side by side."""
 
     name: str
-    """``"table3"``, ``"table4"``, ``"compare"``, or the keys that vary; names the files of its tables."""
+    """``"methods"`` (Tables 1 and 2), ``"table3"``, ``"table4"``, ``"compare"``, or the keys that vary; names the files of
+    its tables."""
     label: str
     """The configuration that they share, for people: preset and changed values."""
     base: dict[str, Any]
@@ -76,7 +81,7 @@ class Grid:
 def study_config(preset: str, name: str = "table4", *, small: bool = False) -> Config:
     """Return a preset for the named grid; Tables 3 and 4 are about the paper's method, whatever the preset's."""
     config = Config.preset(preset)
-    if name in ("table3", "table4"):
+    if name in ("methods", "table3", "table4"):
         config = config.replace(method="mlffn")
     return config.replace(**SMALL.get(name, SMALL["compare"])) if small else config
 
@@ -106,7 +111,13 @@ def table4(base: Config, label: str = "") -> Grid:
     return _paper_table("table4", base, {arm: arm_config(base, arm) for arm in ARMS}, label)
 
 
-TABLES = {"table3": table3, "table4": table4}
+def methods(base: Config, label: str = "") -> Grid:
+    """Return the grid of the paper's Tables 1 and 2: the compared methods and the paper's, on the same images."""
+    columns = {method: base.replace(method=method) for method in METHODS}
+    return make_grid("methods", base, columns, [(other, METHODS[-1]) for other in METHODS[:-1]], label)
+
+
+TABLES = {"methods": methods, "table3": table3, "table4": table4}
 
 
 def _paper_table(name: str, base: Config, columns: Mapping[str, Config], label: str) -> Grid:

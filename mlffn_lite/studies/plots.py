@@ -74,6 +74,22 @@ def dots(cells: pd.DataFrame, grid: Grid) -> Figure:
 
 
 @mpl.rc_context(STYLE)
+def rank_plot(ranked: pd.DataFrame, grid: Grid) -> Figure:
+    """Draw mean ranks with their intervals, from :func:`~.statistics.ranks`, a panel per metric, the best on top."""
+    columns = list(dict.fromkeys(ranked["column"]))
+    figure = new_figure(1.0 + 0.28 * len(columns))
+    for ax, metric in zip(figure.subplots(1, 3), METRICS, strict=True):
+        rows = ranked[ranked["metric"] == metric].sort_values("rank", ascending=False)
+        places = range(len(rows))
+        ax.hlines(places, rows["low"], rows["high"], color=COLOURS["blue"], lw=2.5, alpha=0.45)
+        ax.plot(rows["rank"], places, "o", ms=6, color=COLOURS["blue"])
+        ax.set(title=PERCENT[metric].removesuffix(" %"), xlabel="mean rank", xlim=(0.7, len(columns) + 0.3))
+        ax.set_yticks(places, [_name(c) for c in rows["column"]])
+        ax.invert_xaxis()
+    return figure
+
+
+@mpl.rc_context(STYLE)
 def heat_table(cells: pd.DataFrame, grid: Grid) -> Figure:
     """Draw the mean over seeds by set and column, a panel per metric, each row shaded from its worst to its best."""
     names = list(grid.columns)

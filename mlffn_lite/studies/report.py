@@ -20,16 +20,22 @@ from ..storage import write_atomic
 from .cell import NUMERICS
 from .grid import Grid
 from .paper import PAPER
-from .plots import dots, heat_table, map_panel, ratio_curve
-from .statistics import COSTS, FEWEST_PAIRS, METRICS, SIDES, VERDICTS, by_set, differences, frame, table
+from .plots import dots, heat_table, map_panel, rank_plot, ratio_curve
+from .statistics import COSTS, FEWEST_PAIRS, METRICS, SIDES, VERDICTS, by_set, differences, frame, ranks, table
 from .store import Store
 
 TITLES = {
+    "methods": "Compared methods (the paper's Tables 1 and 2)",
     "table3": "Share of pseudo-anomalies (the paper's Table 3)",
     "table4": "Ablation (the paper's Table 4)",
-    "compare": "Methods side by side (as the paper's Tables 1 and 2)",
+    "compare": "Methods side by side",
 }
-_KINDS = {"table3": "share", "table4": "arm", "compare": "method"}  # what a column is; else a configuration
+_KINDS = {
+    "methods": "method",
+    "table3": "share",
+    "table4": "arm",
+    "compare": "method",
+}  # what a column is; else a configuration
 _TICKS = ("self-calibration", "STLNet", "score constraint", "consistency")
 _SYMBOLS = str.maketrans({"±": r"$\pm$", "✓": r"\checkmark", "×": r"$\times$", "–": "--"})
 
@@ -123,9 +129,16 @@ def layout(summary: pd.DataFrame, grid: Grid) -> Layout:
     for words, numbers in rows:
         lines.append([*words, *(spread(n["mean"], n["std"], 1) for n in numbers)])
         if grid.name in PAPER:
-            printed = [f"{p:.1f}" if round(p, 1) == p else f"{p:.2f}" for p in (n["paper"] for n in numbers)]
+            printed = [_printed(n["paper"]) for n in numbers]
             lines.append(["paper", *[""] * len(ticks), *printed])
     return head, lines
+
+
+def _printed(value: float) -> str:
+    """Return a number of the paper as the paper has it."""
+    if pd.isna(value):
+        return "–"
+    return f"{value:.1f}" if round(value, 1) == value else f"{value:.2f}"
 
 
 def layout_sets(rows: pd.DataFrame, grid: Grid) -> Layout:
@@ -229,6 +242,11 @@ def _figures(
             text = "Every set and seed; thick: the mean" + ("; dashed: the paper." if grid.name in PAPER else ".")
             file = "ablation.png" if grid.name == "table4" else f"{grid.name}.png"
             yield file, heading, dots(cells, grid), text, "Three charts of paired dots"
+            if _KINDS.get(grid.name) == "method" and len(ranked := ranks(cells, grid)):
+                text = (
+                    "Mean rank, 1 is best, over the pairs of set and seed that all have; bars: 95 % bootstrap interval."
+                )
+                yield f"{grid.name}_ranks.png", "Ranks", rank_plot(ranked, grid), text, "Three charts of dots and bars"
         text = f"{heading} by set: mean over seeds, each row shaded from its worst (dark) to its best (light)."
         yield f"{grid.name}_sets.png", "By set", heat_table(cells, grid), text, "Three tables"
     grid, cells = studies[-1]

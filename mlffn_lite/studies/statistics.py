@@ -92,6 +92,22 @@ def differences(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=names)
 
 
+def ranks(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:
+    """Return the mean rank of every column, 1 for the best, with the 95 % interval of the bootstrap over pairs.
+
+    Pairs are those of one set and one seed that all columns with cells have; ties share a rank. A row per metric and
+    column: ``metric``, ``column``, ``rank``, ``low``, ``high`` (NaN for too few pairs), ``pairs``; none without a pair.
+    """
+    names = [c for c in grid.columns if c in set(cells["column"])]
+    rows = []
+    for metric in METRICS:
+        wide = cells.pivot(index=["set", "seed"], columns="column", values=metric)[names].dropna()
+        placed = wide.rank(axis=1, ascending=False)
+        bounds = {name: interval(placed[name].to_numpy()) for name in names}
+        rows += [(metric, n, placed[n].mean(), *bounds[n], len(placed)) for n in names if len(placed)]
+    return pd.DataFrame(rows, columns=["metric", "column", "rank", "low", "high", "pairs"])
+
+
 def interval(pairs: np.ndarray, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
     """Return the bootstrap's percentile interval of the mean of differences (n,); NaN for too few."""
     if len(pairs) < FEWEST_PAIRS:

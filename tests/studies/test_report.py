@@ -282,7 +282,7 @@ def test_methods_side_by_side(undisturbed: Store, base: Config, tmp_path: Path) 
                 store.write(Cell.of(record), {**record, "method": method})
     store.fail(Cell.of({**template, "set": "screws"}), Failure("no memory"))
     (place,) = write_reports(store.folder)
-    assert {p.name for p in place.glob("*.png")} == {"compare.png", "compare_sets.png"}
+    assert {p.name for p in place.glob("*.png")} == {"compare.png", "compare_ranks.png", "compare_sets.png"}
     assert rows_of((place / "compare.md").read_text()) == [
         ["method", "image AUROC %", "pixel AUROC %", "PRO %"],
         ["---", "---:", "---:", "---:"],
@@ -502,7 +502,7 @@ def test_bundled_sets_get_heatmaps_unless_they_have_changed(undisturbed: Store, 
 
 
 def test_names_that_the_report_uses_exist() -> None:
-    assert list(report.TITLES) == [*COLUMNS, "compare"]
-    assert list(COLUMNS) == list(PAPER)
+    assert list(report.TITLES) == ["methods", *COLUMNS, "compare"]
+    assert ["methods", *COLUMNS] == list(PAPER)
     assert list(plots.ARM_NAMES) == list(ARMS)
     assert claims([]).startswith("# What the data support")

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from mlffn_lite.studies import statistics
-from mlffn_lite.studies.grid import ARMS, Grid, study_config, table3, table4
+from mlffn_lite.studies.grid import ARMS, METHODS, Grid, compare, study_config, table3, table4
 from mlffn_lite.studies.paper import PAPER
-from mlffn_lite.studies.statistics import by_set, differences, frame, interval, table, verdict
+from mlffn_lite.studies.statistics import by_set, differences, frame, interval, ranks, table, verdict
 from mlffn_lite.studies.store import Store
 
 Cells = Callable[..., Any]
@@ -60,6 +60,21 @@ def row_of(found: pd.DataFrame, **where: Any) -> dict[str, Any]:
         found = found[found[key] == value]
     assert len(found) == 1
     return {str(k): v for k, v in found.iloc[0].to_dict().items()}
+
+
+def test_ranks_by_hand() -> None:
+    grid = compare(study_config("tiny"), ["padim", "patchcore", "density"])
+    rows = [("padim", "nuts", s, 90.0 + s) for s in range(6)] + [("patchcore", "nuts", s, 95.0) for s in range(6)]
+    found = ranks(cells_of([*rows, ("padim", "bolts", 0, 1.0)]), grid)
+    assert list(found["column"]) == ["padim", "patchcore"] * 3  # what has no cell has no rank
+    # Padim is below in five pairs and ties in the sixth; bolts is no pair.
+    first, second = (row_of(found, column=c, metric="pro") for c in ("padim", "patchcore"))
+    assert (first["rank"], second["rank"], first["pairs"]) == (pytest.approx(11.5 / 6), pytest.approx(6.5 / 6), 6)
+    assert first["low"] < first["rank"] <= first["high"] <= 2
+    assert first["low"] + second["high"] == pytest.approx(3)
+    few = ranks(cells_of(rows[:1] + rows[6:7]), grid)
+    assert few["low"].isna().all()
+    assert ranks(cells_of([rows[0], rows[7]]), grid).empty  # no seed that both have
 
 
 def test_a_table_by_hand() -> None:
@@ -314,10 +329,13 @@ def test_a_grid_without_the_papers_numbers_says_which_side() -> None:
 
 def test_the_papers_numbers_are_there_for_every_column() -> None:
     assert {name: list(columns) for name, columns in PAPER.items()} == {
-        grid.name: list(grid.columns) for grid in (TABLE3, TABLE4)
+        "methods": ["us", "mf", *METHODS[1:]],
+        **{grid.name: list(grid.columns) for grid in (TABLE3, TABLE4)},
     }
-    for columns in PAPER.values():
+    for name, columns in PAPER.items():
         for numbers in columns.values():
-            assert list(numbers) == ["image_auroc", "pixel_auroc", "pro"]
+            assert set(numbers) <= {"image_auroc", "pixel_auroc", "pro"}
+            assert len(numbers) == 3 or name == "methods"
             assert all(0 < v < 100 for v in numbers.values())
+    assert PAPER["methods"]["mlffn"] == PAPER["table3"]["50 %"]
     assert PAPER["table3"]["50 %"] == PAPER["table4"]["+consistency"]  # the cell that both share

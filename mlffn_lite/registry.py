@@ -24,6 +24,9 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "patchcore": "mlffn_lite.peers.patchcore:PatchCore",
         "patchcore_fine": "mlffn_lite.peers.patchcore:FinePatchCore",
         "padim": "mlffn_lite.peers.padim:PaDiM",
+        "efficientad": "mlffn_lite.peers.efficientad:EfficientAD",
+        "us": "mlffn_lite.peers.us:UninformedStudents",
+        "psvdd": "mlffn_lite.peers.psvdd:PatchSVDD",
     },
     "kinds": {
         "confetti": "mlffn_lite.pseudo:ConfettiNoise",

@@ -192,7 +192,7 @@ class EfficientADNetwork(nn.Module):
         return self.teacher(self.scaled(images))
 
     def teach(self, images: Tensor) -> Tensor:
-        """Return the teacher's standardised output, (B, 384, h, w), in float32: bfloat16 is too coarse for a small σ."""
+        """Return the teacher's standardised output, (B, 384, h, w), float32: bfloat16 is too coarse for a small σ."""
         with no_autocast(images):
             return (self.teacher_raw(images) - self.teacher_mean) / self.teacher_std
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peer_checks import check_resuming
 from torch.nn import functional as F
 
 from mlffn_lite.config import Config
@@ -237,3 +238,7 @@ def test_the_schedule_is_the_papers() -> None:
     assert detector._paper_steps(200) == 130_000
     assert detector._distil_steps() == 60_000
     assert [detector._factor(s, 130_000) for s in (0, 60_000, 126_499, 126_500)] == [1.0, 1.0, 1.0, 0.1]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(folder: AnomalyFolder, tmp_path: Path) -> None:
+    check_resuming(CONFIG, folder, tmp_path / "r", stop=4)

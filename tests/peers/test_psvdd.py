@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peer_checks import check_resuming
 from torch.nn import functional as F
 
 from mlffn_lite.config import Config
@@ -219,3 +220,7 @@ def test_constant_images_of_any_size_are_scored(size: tuple[int, int]) -> None:
 
 def test_the_schedule_is_the_papers() -> None:
     assert PatchSVDD(CONFIG.replace(train={"steps": 0}))._paper_steps(200) == 300 * 313
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(folder: AnomalyFolder, tmp_path: Path) -> None:
+    check_resuming(CONFIG, folder, tmp_path / "r", stop=2)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peer_checks import check_resuming
 from torch.nn import functional as F
 
 from mlffn_lite.config import Config
@@ -182,3 +183,7 @@ def test_the_schedule_is_the_papers() -> None:
     detector = UninformedStudents(CONFIG.replace(train={"steps": 0}))
     assert (detector._paper_steps(200), detector._teacher_steps()) == (70_000, 50_000)
     assert [g["lr"] for g in detector._optimizer(detector.module).param_groups] == [2e-4, 1e-4]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(folder: AnomalyFolder, tmp_path: Path) -> None:
+    check_resuming(CONFIG, folder, tmp_path / "r", stop=4)

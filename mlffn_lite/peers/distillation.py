@@ -1,6 +1,6 @@
 """What two methods need that first distil a small network from a large one: other views of the few images there are.
 
-Both also hold out good images to scale their scores by, and have a faster rate where the schedule is small.
+Both also hold out good images to scale their scores by, and have a faster rate where schedules are small.
 """
 
 from __future__ import annotations

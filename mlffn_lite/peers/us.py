@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -76,7 +76,7 @@ class UninformedStudents(TrainedPeer):
     def _build(self) -> nn.Module:
         return StudentsNetwork(self.config)
 
-    def _optimizer(self, module: nn.Module) -> torch.optim.Optimizer:
+    def _optimizer(self, module: Any) -> torch.optim.Optimizer:
         teacher = [*module.teacher.parameters(), *module.decoder.parameters()]
         groups = [{"params": teacher, "lr": self.teacher_lr}, {"params": list(module.students.parameters())}]
         return torch.optim.Adam(groups, lr=self.lr, weight_decay=self.weight_decay)
@@ -216,6 +216,7 @@ class Descriptor(nn.Module):
         (Bailer et al., 2018).
         """
         x, dilation = images, 1
+        layer: Any
         for index, layer in enumerate(self.layers):
             x = F.conv2d(x, layer.weight, layer.bias, dilation=dilation)
             if index < 3:

@@ -43,7 +43,7 @@ def test_networks_have_the_published_sizes() -> None:
     small = sum(9 * a * b + b for a, b in itertools.pairwise(widths))
     assert sum(p.numel() for p in SmallEncoder().parameters()) == small
     whole = PatchSVDDNetwork()
-    encoders = sum(p.numel() for m in (whole.small, whole.join) for p in m.parameters())
+    encoders = sum(p.numel() for m in (whole.small, whole.join, whole.last) for p in m.parameters())
     assert encoders == small + 64 * 4 * 128 + 128 + 128 * 64 + 64
     classifier = PositionClassifier()
     assert sum(p.numel() for p in classifier.parameters()) == 64 * 128 + 128 + 128 * 128 + 128 + 8

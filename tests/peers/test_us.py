@@ -76,7 +76,7 @@ def test_error_and_variance_are_equations_8_and_9() -> None:
     error, variance = error_and_variance(torch.tensor(predictions), torch.tensor(label))
     for b, y, x in np.ndindex(2, 2, 3):
         mus = predictions[:, b, :, y, x]
-        mean = sum(mus) / 3
+        mean = (mus[0] + mus[1] + mus[2]) / 3
         assert float(error[b, y, x]) == pytest.approx(sum((mean - label[b, :, y, x]) ** 2))
         assert float(variance[b, y, x]) == pytest.approx(sum(m @ m for m in mus) / 3 - mean @ mean)
 

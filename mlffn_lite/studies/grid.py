@@ -61,8 +61,8 @@ class Grid:
     """Configurations side by side."""
 
     name: str
-    """``"methods"`` (Tables 1 and 2), ``"table3"``, ``"table4"``, ``"compare"``, or the keys that vary; names the files of
-    its tables."""
+    """``"methods"`` (Tables 1 and 2), ``"table3"``, ``"table4"``, ``"compare"``, or the keys that vary; names the
+    files of its tables."""
     label: str
     """The configuration that they share, for people: preset and changed values."""
     base: dict[str, Any]

@@ -54,7 +54,7 @@ class PatchSVDD(TrainedPeer):
     A faster rate, to make up for a small schedule, saturates the embeddings: ten times the paper's gave every patch of
     toothbrush the same one, whose position nothing could learn.
 
-    A fit to 60 images of 128 px takes about SECONDS s on two cores.
+    A fit to 60 images of 128 px took 185 to 238 s on one core of a busy machine.
     """
 
     terms = ("total", "position", "svdd")

@@ -18,8 +18,8 @@ from mlffn_lite.detector import AnomalyDetector
 def check_resuming(config: Config, folder: AnomalyFolder, run: Path, stop: int) -> None:
     """A run that breaks off in a step and is resumed ends as one that did not, to the bit."""
     config = config.replace(train={"checkpoint_every": 1})
-    images = folder.test.images()[:2]
-    whole = AnomalyDetector(config).fit(folder, progress=False)
+    images, good = folder.test.images()[:2], list(folder.train.images()[:4])
+    whole = AnomalyDetector(config).fit(good, progress=False)
     broken: Any = AnomalyDetector(config)
     losses = broken._losses
 
@@ -31,7 +31,7 @@ def check_resuming(config: Config, folder: AnomalyFolder, run: Path, stop: int) 
 
     broken._losses = failing
     with pytest.raises(KeyboardInterrupt):
-        broken.fit(folder, out=run, progress=False)
-    resumed = AnomalyDetector(config).fit(folder, out=run, progress=False, resume=True)
+        broken.fit(good, out=run, progress=False)
+    resumed = AnomalyDetector(config).fit(good, out=run, progress=False, resume=True)
     assert resumed.step == whole.step > stop
     assert torch.equal(resumed.predict(images).maps, whole.predict(images).maps)

@@ -71,7 +71,7 @@ def _version(asked: bool) -> None:
 
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="MVTec-layout folder, or a folder of good images.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mlffn train` wrote.")]
-SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Leave out files that cannot be read.")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without files that cannot be read.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default CUDA if there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")]
 
@@ -141,7 +141,7 @@ def train(
         raise ConfigError(f"--devices {devices} must be at most train.batch = {config.train.batch}")
 
     from .datasets.sources import open_source
-    from .detector import AnomalyDetector
+    from .detector import AnomalyDetector, fitted
     from .loop import Interrupted
 
     use_threads(threads)
@@ -158,6 +158,7 @@ def train(
         raise typer.Exit(130) from stop
     if first:
         print_metrics(detector.complete_run(folder, parts, preset=str(config_file or preset))[0])
+        out.print(f"Decision: {fitted(detector).describe()}")
         out.print(f"Run: {folder}")
 
 
@@ -167,12 +168,48 @@ def evaluate(
 ) -> None:
     """Measure a trained detector on the test images of a folder and print the metrics."""
     from .datasets.sources import open_source
-    from .detector import AnomalyDetector
+    from .detector import AnomalyDetector, fitted
 
     use_threads(threads)
     detector = AnomalyDetector.load(run, device=device)
     result = detector.evaluate(open_source(data, detector.config.data, shape=detector.shape, skip_bad=skip_bad))
     print_metrics({**result, **detector.environment()})
+    out.print(f"Decision: {fitted(detector).describe()}")
+
+
+@app.command()
+def calibrate(
+    run: RunFolder,
+    good: Annotated[
+        list[Path] | None, typer.Argument(metavar="[GOOD…]", help="Good images that were not trained on, or a folder.")
+    ] = None,
+    false_alarms: Annotated[
+        float | None, typer.Option(help="Share of good images that may be called anomalous: 0.01.")
+    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Score above which an image is called anomalous.")] = None,
+    min_area: Annotated[int | None, typer.Option(help="Pixels of the scored image that a region must have.")] = None,
+    min_peak: Annotated[float | None, typer.Option(help="Score that a region must reach.")] = None,
+    device: Device = None,
+    threads: Threads = None,
+) -> None:
+    """Choose when an image is called anomalous, from good images or by hand, and say what that promises.
+
+    Without images it goes by the scores that the run keeps: of validation/good, or of the training images.
+    """
+    from .detector import AnomalyDetector
+    from .heatmaps import collect_images
+    from .storage import METRICS
+
+    use_threads(threads)
+    chosen = {"false_alarms": false_alarms, "threshold": threshold, "min_area": min_area, "min_peak": min_peak}
+    if not good and all(value is None for value in chosen.values()):
+        raise ConfigError("say what to change: give good images, --false-alarms, --threshold, --min-area or --min-peak")
+    detector = AnomalyDetector.load(run, device=device)
+    calibration = detector.calibrate(collect_images(good) if good else None, **chosen)  # type: ignore[arg-type]
+    detector.save(run)
+    out.print(f"Decision: {calibration.describe()}")
+    if (run / METRICS).exists():
+        out.print(f"{run / METRICS} still tells of the old one; `mlffn evaluate` measures the new.")
 
 
 @app.command()
@@ -182,19 +219,40 @@ def predict(
     folder: Annotated[
         Path, typer.Option("--out", parser=_folder, metavar="DIR", help="Where to write heatmaps and scores.csv.")
     ],
+    pictures: Annotated[
+        str, typer.Option(metavar="png|jpeg|none", help="Heatmaps over the images, at their size.")
+    ] = "png",
+    no_pictures: Annotated[bool, typer.Option("--no-pictures", help="The same as --pictures none.")] = False,
+    maps: Annotated[str, typer.Option(metavar="none|npy|tiff16", help="Score maps, to compute with.")] = "none",
+    masks: Annotated[bool, typer.Option("--masks", help="Masks of the regions that count.")] = False,
+    form: Annotated[str, typer.Option("--format", metavar="csv|coco", help="Regions as COCO JSON too.")] = "csv",
+    resume: Annotated[bool, typer.Option("--resume", help="Judge only what --out has no verdict for.")] = False,
     device: Device = None,
     threads: Threads = None,
     skip_bad: SkipBad = False,
 ) -> None:
-    """Score images: heatmap overlays on a fixed colour scale, and scores.csv."""
-    from .detector import AnomalyDetector
-    from .heatmaps import write_predictions
+    """Judge images: OK or NOK with regions in scores.csv and regions.csv, and heatmaps on a fixed colour scale."""
+    from .detector import AnomalyDetector, fitted
+    from .heatmaps import NOK, Outputs, not_judged, write_predictions
 
+    for value, allowed, name in (
+        (pictures, ("png", "jpeg", "none"), "--pictures"),
+        (maps, ("none", "npy", "tiff16"), "--maps"),
+        (form, ("csv", "coco"), "--format"),
+    ):
+        if value not in allowed:
+            raise ConfigError(f"{name} {value} is unknown; choose one of {', '.join(allowed)}")
     use_threads(threads)
+    outputs = Outputs("none" if no_pictures else pictures, maps, masks)  # type: ignore[arg-type]
     detector = AnomalyDetector.load(run, device=device)
-    table = write_predictions(detector, images, folder, skip_bad=skip_bad)
-    count = int(table["anomalous"].sum())
-    out.print(f"{len(table)} images, {count} above the threshold; heatmaps and scores.csv are in {folder}")
+    table = write_predictions(detector, images, folder, outputs=outputs, resume=resume, coco=form == "coco")
+    count = int((table["verdict"] == NOK).sum())
+    out.print(f"{len(table)} images, {count} NOK; scores.csv and regions.csv are in {folder}")
+    out.print(f"Decision: {fitted(detector).describe()}")
+    if words := not_judged(table):
+        print(f"mlffn: {words}", file=sys.stderr)
+        if not skip_bad:
+            raise typer.Exit(2)
 
 
 app.command()(report)
@@ -281,6 +339,9 @@ def launch(config: Config, devices: int) -> Any:
     return fabric
 
 
+_RATES = {"false_alarms": "false alarms", "detections": "defects found"}
+
+
 def print_metrics(result: dict[str, Any]) -> None:
     """Print metrics in percent with what they were measured on; one that is not defined says why."""
     if "image_auroc" not in result:
@@ -293,6 +354,11 @@ def print_metrics(result: dict[str, Any]) -> None:
     if undefined:
         reason = "good and defective test images" if math.isnan(result["image_auroc"]) else "masks of the defects"
         out.print(f"Not defined without {reason}: {', '.join(undefined)}")
+    if (rates := result.get("decision")) is not None:
+        from .decision import Share
+
+        found = [f"{words} {Share(**rates[k])}" for k, words in _RATES.items() if rates[k]["total"]]
+        out.print("At the threshold: " + "; ".join(found))
     out.print(f"seed {result['seed']}, {height}x{width} px, {result['images']} test images, {result['device']}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from . import metrics, registry
 from .config import Config
 from .datasets.folder import Split
 from .datasets.sources import Parts, iterate_batches, open_source
+from .decision import Rule, decision_rates, promise_of, promised_threshold
 from .devices import autocast_dtype, resolve_device
 from .errors import CheckpointError, ConfigError, DataError, TrainingError
 from .layers import normal_range
@@ -64,20 +66,30 @@ class Calibration:
         cold on every heatmap.
     threshold : float
         Image score above which an image is called anomalous.
+    scores : tuple of float
+        Scores of the good images that it is judged by, ascending.
+    source : str
+        Which these are: ``"training"`` images, which score lower than new ones do; training images each ``"left out"``
+        of what it was scored by; or ``"held out"`` ones.
+    min_area, min_peak : int, float or None
+        What a region above the threshold must have to count, see :class:`~mlffn_lite.decision.Rule`.
     """
 
     low: float
     high: float
     threshold: float
+    scores: tuple[float, ...] = ()
+    source: str = "training"
+    min_area: int = 0
+    min_peak: float | None = None
 
     @classmethod
-    def from_good(cls, prediction: Prediction, *, margin: float = 0.0) -> Calibration:
+    def from_good(cls, prediction: Prediction, *, margin: float = 0.0, source: str = "training") -> Calibration:
         """Derive the scale from the scores of good images.
 
         ``high`` lies twice as far above the median as the 99.9th percentile of the pixels, or by ``margin`` if that is
         more: where the score was trained to rise by λ on anomalies, λ is the scale on which differences show.
-        ``threshold`` is the 99th percentile of the image scores.  Training images score lower than new ones do, so
-        expect more than 1 % of new good images above it.
+        ``threshold`` is the 99th percentile of the image scores.
         """
         if not torch.isfinite(prediction.maps).all():
             raise TrainingError(
@@ -85,7 +97,31 @@ class Calibration:
             )
         low, top = map(float, normal_range(prediction.maps))
         threshold = float(prediction.scores.quantile(0.99))
-        return cls(low, low + max(2 * (top - low), margin, 1e-6), threshold)
+        scores = tuple(sorted(prediction.scores.tolist()))
+        return cls(low, low + max(2 * (top - low), margin, 1e-6), threshold, scores, source)
+
+    @property
+    def rule(self) -> Rule:
+        """When an image is called anomalous."""
+        return Rule(self.threshold, self.min_area, -math.inf if self.min_peak is None else self.min_peak)
+
+    @property
+    def promise(self) -> float:
+        """Largest probability of a false alarm on a new good image; NaN where training images cannot tell."""
+        return promise_of(self.scores, self.threshold) if self.source != "training" and self.scores else math.nan
+
+    def describe(self) -> str:
+        """Return threshold, rule and promise in words."""
+        extra = [f"at least {self.min_area} px"] * bool(self.min_area)
+        extra += [] if self.min_peak is None else [f"a peak of at least {self.min_peak:.4g}"]
+        rule = f"threshold {self.threshold:.4g}" + f" ({' and '.join(extra)})" * bool(extra)
+        if math.isnan(self.promise):
+            return (
+                f"{rule}; no promise, as training images score lower than new ones: calibrate on held-out good images"
+            )
+        return (
+            f"{rule}; at most {100 * self.promise:.2g} % false alarms, by {len(self.scores)} {self.source} good images"
+        )
 
 
 class AnomalyDetector:
@@ -129,6 +165,9 @@ class AnomalyDetector:
 
     parts: int = 1
     """Maps that its score is made of, which an ensemble weighs one by one."""
+
+    leaves_out: bool = False
+    """Whether :meth:`_score_left_out` scores training images as if they had not been fitted to."""
 
     def __new__(cls, config: Config, *arguments: Any, **options: Any) -> Self:
         """Choose the class: that of ``config.method`` where none is named."""
@@ -192,6 +231,8 @@ class AnomalyDetector:
         seconds = self._fit(parts.train, run=run, progress=progress, resume=resume)
         started = time.perf_counter()
         self._calibrate(parts.train)
+        if parts.validation:
+            self.calibrate(parts.validation)
         self.seconds = seconds + time.perf_counter() - started
         if run is not None and self.rank == 0:
             self.save(run)
@@ -246,6 +287,67 @@ class AnomalyDetector:
         maps = torch.cat(parts) if parts else torch.zeros(0, *self.shape)
         return Prediction(maps, maps.flatten(1).amax(1) if len(maps) else torch.zeros(0))
 
+    def calibrate(
+        self,
+        good: Any = None,
+        *,
+        false_alarms: float | None = None,
+        threshold: float | None = None,
+        min_area: int | None = None,
+        min_peak: float | None = None,
+    ) -> Calibration:
+        """Choose when an image is called anomalous; colours stay as they are.
+
+        Parameters
+        ----------
+        good : images, optional
+            Good images that it was not fitted to, as :meth:`predict` takes them; without, the scores of earlier ones.
+        false_alarms : float, optional
+            Probability of a false alarm on a new good image, at most; 0.01 where images but no threshold are given.
+        threshold : float, optional
+            Instead of that.
+        min_area, min_peak : optional
+            What a region above the threshold must have to count; both make alarms rarer, never more frequent.
+
+        Returns
+        -------
+        Calibration
+            It is also :attr:`calibration` from now on. Its ``promise`` says what these images can promise.
+
+        Raises
+        ------
+        ConfigError
+            If a value is out of range, or both of two are given.
+        DataError
+            If there is no image.
+        TrainingError
+            If scores are not finite.
+        """
+        old = fitted(self)
+        if false_alarms is not None and threshold is not None:
+            raise ConfigError("give a rate of false alarms or a threshold, not both")
+        if false_alarms is not None and not 0 < false_alarms < 1:
+            raise ConfigError(f"a rate of false alarms of {false_alarms} must lie between 0 and 1, such as 0.01")
+        if not all(math.isfinite(x) for x in (threshold, min_peak) if x is not None) or (min_area or 0) < 0:
+            raise ConfigError("threshold and smallest peak must be finite, the smallest area at least 0")
+        changed: dict[str, Any] = {}
+        if good is not None:
+            scores = self.predict(good).scores
+            if not len(scores):
+                raise DataError("there is no image to calibrate on; give good images that were not trained on")
+            if not torch.isfinite(scores).all():
+                raise TrainingError("scores of good images are not finite; fit the detector again")
+            changed = {"scores": tuple(sorted(scores.tolist())), "source": "held out"}
+        if false_alarms is not None or (good is not None and threshold is None):
+            known = changed.get("scores", old.scores)
+            if not known:
+                raise ConfigError("the run keeps no scores of good images; give good images to calibrate on")
+            threshold = promised_threshold(known, 0.01 if false_alarms is None else false_alarms)[0]
+        given = {"threshold": threshold, "min_area": min_area, "min_peak": min_peak}
+        changed |= {k: v for k, v in given.items() if v is not None}
+        self.calibration = dataclasses.replace(old, **changed)
+        return self.calibration
+
     def maps(self, images: Any) -> dict[str, Tensor]:
         """Return every member's map (B, H, W) by the method's name, this method's own last; see :meth:`predict`."""
         return {self.method: self.predict(images).maps}
@@ -262,8 +364,9 @@ class AnomalyDetector:
         -------
         dict
             ``image_auroc``, ``pixel_auroc``, ``pro`` as fractions, at the resolution ``shape``, masks resized to it;
-            ``per_defect`` with the image AUROC of each defect against all good images; counts and seconds. Pixel
-            metrics leave out anomalous images without a mask, and are NaN if none has one.
+            ``per_defect`` with the image AUROC of each defect against all good images; ``average_precision``;
+            ``decision`` with the threshold and what it does to these images, see :meth:`decide`; counts and seconds.
+            Pixel metrics leave out anomalous images without a mask, and are NaN if none has one.
 
         Raises
         ------
@@ -284,11 +387,32 @@ class AnomalyDetector:
         of_defect = {d: torch.tensor([x in (d, "good") for x in split.defects]) for d in defects}
         return {
             **measure(prediction, split),
+            "average_precision": metrics.average_precision(prediction.scores, labels),
+            "decision": self.decide(prediction, split),
             "per_defect": {d: metrics.image_auroc(prediction.scores[i], labels[i]) for d, i in of_defect.items()},
             "shape": list(split.shape),
             "images": len(split),
             "predict_seconds": round(seconds, 3),
         }, prediction
+
+    def decide(self, prediction: Prediction, split: Split) -> dict[str, Any]:
+        """Return rule and promise, and the shares of ``split`` that it calls anomalous, also of every defect."""
+        calibration = fitted(self)
+        rule = calibration.rule
+        called = torch.tensor([bool(rule.regions(heat)) for heat in prediction.maps.numpy()])
+        labels = split.labels().bool()
+        defects = sorted(set(split.defects) - {"good"})
+        found = {d: called[torch.tensor([x == d for x in split.defects])] for d in defects}
+        rates = decision_rates(called, labels)
+        return {
+            "threshold": calibration.threshold,
+            "min_area": calibration.min_area,
+            "min_peak": calibration.min_peak,
+            "promise": calibration.promise,
+            "calibrated_on": f"{len(calibration.scores)} {calibration.source}",
+            **{k: v._asdict() if hasattr(v, "_asdict") else v for k, v in rates.items()},
+            "detections_by_defect": {d: f"{int(x.sum())} of {len(x)}" for d, x in found.items()},
+        }
 
     def save(self, folder: str | Path) -> None:
         """Write ``config.toml`` and ``checkpoint.safetensors`` to a folder, each atomically."""
@@ -351,7 +475,8 @@ class AnomalyDetector:
         self._data = str(state.get("data", ""))
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.shape = tuple(state["shape"])
-        self.calibration = Calibration(**state["calibration"])
+        stored = state["calibration"]
+        self.calibration = Calibration(**{**stored, "scores": tuple(stored.get("scores", ()))})
         self.history = pd.DataFrame(read_history(run / HISTORY))
         return True
 
@@ -402,7 +527,9 @@ class AnomalyDetector:
         """Learn what scores of good images look like, from training images that are left out where that can be."""
         sample = calibration_sample(train)
         maps = torch.cat([self._run(images, self._score_left_out, numbers).cpu() for images, numbers in sample])
-        self.calibration = Calibration.from_good(Prediction(maps, maps.flatten(1).amax(1)), margin=self._margin)
+        found = Prediction(maps, maps.flatten(1).amax(1))
+        source = "left out" if self.leaves_out else "training"
+        self.calibration = Calibration.from_good(found, margin=self._margin, source=source)
 
     @property
     def _margin(self) -> float:

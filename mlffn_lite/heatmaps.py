@@ -1,31 +1,87 @@
-"""Predictions on disk: a heatmap overlay per image, all on one colour scale, and a table of scores."""
+"""Predictions on disk: verdicts and regions as tables that grow image by image, and pictures on one colour scale."""
 
 from __future__ import annotations
 
+import csv
 import io
-from collections import Counter
-from collections.abc import Sequence
+import math
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import pandas as pd
+import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from .datasets.folder import few, list_images, map_threads, open_image, read_image, report_faults
-from .detector import PREDICT_BATCH, AnomalyDetector, fitted
-from .errors import DataError
+from .datasets.folder import few, image_tensor, list_images, open_image
+from .decision import Region, Rule, find_regions
+from .detector import PREDICT_BATCH, AnomalyDetector, Calibration, fitted
+from .errors import DataError, MlffnError
 from .figures import overlay
-from .storage import write_atomic
+from .storage import write_atomic, write_json
+
+SCORES, REGIONS, COCO = "scores.csv", "regions.csv", "regions.json"
+OK, NOK, ERROR = "OK", "NOK", "ERROR"
+"""Verdicts: good, anomalous, and not judged."""
+
+SCORE_COLUMNS = ("image", "verdict", "score", "threshold", "regions", "picture", "error")
+REGION_COLUMNS = ("image", "region", "x", "y", "width", "height", "area", "peak", "peak_x", "peak_y")
+WRITERS = 2
+"""Threads that write pictures, and as many that read images ahead."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written for every image beside its line in the tables.
+
+    Attributes
+    ----------
+    pictures : {"png", "jpeg", "none"}
+        The heatmap over the image, at the image's own size.
+    maps : {"none", "npy", "tiff16"}
+        The scores of its pixels at the size that they were computed at: as float32, or as 16 bits between the two ends
+        of the colours.
+    masks : bool
+        PNG of the regions, 255 inside, at the image's own size.
+    longest_side : int
+        Pictures and masks of larger images are reduced to it.
+    """
+
+    pictures: Literal["png", "jpeg", "none"] = "png"
+    maps: Literal["none", "npy", "tiff16"] = "none"
+    masks: bool = False
+    longest_side: int = 4096
+
+
+class _Loaded(NamedTuple):
+    pixels: Tensor | None
+    picture: np.ndarray | None
+    size: tuple[int, int]
+    fault: str
 
 
 def write_predictions(
-    detector: AnomalyDetector, images: Sequence[Path], folder: Path, *, skip_bad: bool = False, progress: bool = True
+    detector: AnomalyDetector,
+    images: Sequence[Path],
+    folder: Path,
+    *,
+    outputs: Outputs | None = None,
+    resume: bool = False,
+    coco: bool = False,
+    progress: bool = True,
 ) -> pd.DataFrame:
-    """Score images and write ``<name>_heatmap.png`` for each, at its own size, and ``scores.csv``.
+    """Judge images: ``scores.csv`` and ``regions.csv`` grow as it goes, and a picture for each.
 
-    Colours run from the detector's normal scores, which leave the picture as it is, to scores that good images hardly
-    reach (:class:`~mlffn_lite.detector.Calibration`), so heatmaps of different images compare.
+    An image that cannot be read or scored is judged ERROR and never lost; the others are judged all the same. Colours
+    run from the detector's normal scores, which leave the picture as it is, to scores that good images hardly reach
+    (:class:`~mlffn_lite.detector.Calibration`), so pictures compare.
 
     Parameters
     ----------
@@ -35,45 +91,253 @@ def write_predictions(
         Image files, or folders of them.
     folder : Path
         Written to; older files of the same name are replaced.
-    skip_bad : bool
-        Leave out images that cannot be read, with a warning, instead of raising.
+    outputs : Outputs, optional
+        What is written for every image.
+    resume : bool
+        Go on with the tables in ``folder``: images judged OK or NOK there are not judged again.
+    coco : bool
+        Write the regions as ``regions.json`` in COCO's format too.
     progress : bool
         Show a progress bar.
 
     Returns
     -------
     DataFrame
-        The content of ``scores.csv``: ``image``, ``score``, ``anomalous`` (above the threshold), ``heatmap``.
+        The content of ``scores.csv``: ``image``, ``verdict`` (OK, NOK, ERROR), ``score``, ``threshold``, number of
+        ``regions``, file of the ``picture``, ``error``. ``regions.csv`` has for each box, area and peak in the image's
+        own pixels.
 
     Raises
     ------
     DataError
-        If an image cannot be read, or there is none. All are checked before anything is written.
+        If there is no image, or the output would lie among the input.
+    MlffnError
+        If a file cannot be written.
     """
-    scale = fitted(detector)
-    paths = _readable(_collect(images), skip_bad)
-    names = _unique_names(paths)
-    rows = []
-    bar = tqdm(total=len(paths), unit="image", disable=not progress, delay=2)
-    for start in range(0, len(paths), PREDICT_BATCH):
-        chunk = paths[start : start + PREDICT_BATCH]
-        maps, scores = detector.predict(chunk)
-        for path, name, heat, score in zip(chunk, names[start:], maps, scores.tolist(), strict=False):
-            picture = read_image(path)
-            full = functional.interpolate(heat[None, None], size=picture.shape[1:], mode="bilinear")[0, 0]
-            png = io.BytesIO()
-            Image.fromarray(overlay(picture, full, scale.low, scale.high)).save(png, format="PNG")
-            write_atomic(folder / f"{name}_heatmap.png", png.getvalue())
-            rows.append((str(path), score, score > scale.threshold, f"{name}_heatmap.png"))
-            bar.update()
-    bar.close()
-    table = pd.DataFrame(rows, columns=["image", "score", "anomalous", "heatmap"])
-    write_atomic(folder / "scores.csv", table.to_csv(index=False))
-    return table
+    scale, outputs = fitted(detector), outputs or Outputs()
+    for path in images:
+        if Path(path).is_dir() and Path(path).resolve() == folder.resolve():
+            raise DataError(
+                f"--out {folder} is a folder of images to judge; write elsewhere, or pictures get among them"
+            )
+    paths = collect_images(images)
+    names = dict(zip(paths, _unique_names(paths), strict=True))
+    rows, regions = _kept(folder, {str(p) for p in paths}) if resume else ([], [])
+    done = {row["image"] for row in rows}
+    left = [p for p in paths if str(p) not in done]
+    tables = _Tables(folder, rows, regions)
+    bar = tqdm(total=len(paths), initial=len(done), unit="image", disable=not progress, delay=2)
+    with tables, ThreadPoolExecutor(WRITERS) as readers, ThreadPoolExecutor(WRITERS) as writers, bar:
+        waiting: deque[Future[None]] = deque()
+        for chunk in _ahead(readers, left, detector.shape, outputs):
+            heats = _heats(detector, [loaded for _, loaded in chunk])
+            for (path, loaded), heat in zip(chunk, heats, strict=True):
+                row, found = _judge(path, loaded, heat, scale)
+                if heat is not None and row["verdict"] != ERROR:
+                    files = _files(names[path], outputs)
+                    row["picture"] = files.get("picture", "")
+                    waiting.append(writers.submit(_write, folder, files, loaded, heat, scale, outputs))
+                while len(waiting) > 2 * PREDICT_BATCH:
+                    waiting.popleft().result()
+                tables.add(row, found)
+                bar.update()
+        for job in waiting:
+            job.result()
+    if coco:
+        write_json(folder / COCO, _coco(tables.rows, tables.regions, names))
+    return pd.DataFrame(tables.rows, columns=list(SCORE_COLUMNS))
 
 
-def _collect(images: Sequence[Path]) -> list[Path]:
-    """Expand folders into the images directly below them; what was named is kept in its order, once."""
+def _ahead(
+    pool: ThreadPoolExecutor, paths: Sequence[Path], shape: tuple[int, int], outputs: Outputs
+) -> Iterator[list[tuple[Path, _Loaded]]]:
+    """Yield images in batches, of which the next is read while one is scored."""
+    chunks = [paths[i : i + PREDICT_BATCH] for i in range(0, len(paths), PREDICT_BATCH)]
+    jobs: deque[list[Future[_Loaded]]] = deque()
+    for place in range(len(chunks)):
+        for chunk in chunks[place + len(jobs) : place + 2]:
+            jobs.append([pool.submit(_load, path, shape, outputs) for path in chunk])
+        yield [(path, job.result()) for path, job in zip(chunks[place], jobs.popleft(), strict=True)]
+
+
+def _load(path: Path, shape: tuple[int, int], outputs: Outputs) -> _Loaded:
+    """Read an image for scoring and, reduced if it is huge, for its picture."""
+    try:
+        image = open_image(path)
+        picture = None
+        if outputs.pictures != "none":
+            picture = image_tensor(image, _reduced(image.size, outputs.longest_side)).numpy()
+        return _Loaded(image_tensor(image, shape), picture, (image.width, image.height), "")
+    except (DataError, MemoryError) as error:
+        return _Loaded(None, None, (0, 0), str(error) or "too large for the memory")
+
+
+def _reduced(size: tuple[int, int], longest: int) -> tuple[int, int] | None:
+    """Return height and width of the picture of an image, None where it keeps its size."""
+    width, height = size
+    if max(size) <= longest:
+        return None
+    factor = longest / max(size)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def _heats(detector: AnomalyDetector, loaded: Sequence[_Loaded]) -> list[np.ndarray | None]:
+    """Return the score maps of the images that could be read."""
+    readable = [x.pixels for x in loaded if x.pixels is not None]
+    maps = iter(detector.predict(torch.stack(readable)).maps.numpy() if readable else ())
+    return [None if x.pixels is None else next(maps) for x in loaded]
+
+
+def _judge(
+    path: Path, loaded: _Loaded, heat: np.ndarray | None, scale: Calibration
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return an image's line of ``scores.csv`` and those of its regions."""
+    row: dict[str, Any] = dict.fromkeys(SCORE_COLUMNS, "") | {"image": str(path), "threshold": scale.threshold}
+    if heat is None or not np.isfinite(heat).all() or not math.isfinite(scale.threshold):
+        return {**row, "verdict": ERROR, "error": loaded.fault or "its score is not finite; fit again"}, []
+    found = scale.rule.regions(heat)
+    row |= {"verdict": NOK if found else OK, "score": float(heat.max()), "regions": len(found)}
+    lines = [_line(path, i + 1, region, loaded.size, heat.shape) for i, region in enumerate(found)]
+    return row, lines
+
+
+def _line(path: Path, number: int, region: Region, size: tuple[int, int], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return a region in the pixels of the image itself."""
+    right, down = size[0] / shape[1], size[1] / shape[0]
+    x, y = math.floor(region.left * right), math.floor(region.top * down)
+    width = math.ceil((region.left + region.width) * right) - x
+    height = math.ceil((region.top + region.height) * down) - y
+    peak = (int((region.x + 0.5) * right), int((region.y + 0.5) * down))
+    values = (str(path), number, x, y, width, height, round(region.area * right * down), region.peak, *peak)
+    return dict(zip(REGION_COLUMNS, values, strict=True))
+
+
+def _files(name: str, outputs: Outputs) -> dict[str, str]:
+    """Return the file names for an image."""
+    suffix = {"png": "png", "jpeg": "jpg"}.get(outputs.pictures)
+    files = {"picture": f"{name}_heatmap.{suffix}"} if suffix else {}
+    files |= {"map": f"{name}_map.{'npy' if outputs.maps == 'npy' else 'tiff'}"} if outputs.maps != "none" else {}
+    return files | ({"mask": f"{name}_mask.png"} if outputs.masks else {})
+
+
+def _write(
+    folder: Path, files: dict[str, str], loaded: _Loaded, heat: np.ndarray, scale: Calibration, outputs: Outputs
+) -> None:
+    """Write what an image has beside the tables."""
+    if "picture" in files and loaded.picture is not None:
+        large = _enlarged(heat, loaded.picture.shape[1:])
+        image = Image.fromarray(overlay(loaded.picture, large, scale.low, scale.high))
+        # The lowest compression takes a quarter of the usual time for a tenth more bytes.
+        options: dict[str, Any] = {"compress_level": 1} if outputs.pictures == "png" else {"quality": 90}
+        write_atomic(folder / files["picture"], _encoded(image, outputs.pictures.upper(), **options))
+    if "map" in files and outputs.maps == "npy":
+        stream = io.BytesIO()
+        np.save(stream, heat)
+        write_atomic(folder / files["map"], stream.getvalue())
+    elif "map" in files:
+        steps = np.clip((heat - scale.low) / (scale.high - scale.low), 0, 1) * 65535
+        write_atomic(folder / files["map"], _encoded(Image.fromarray(steps.round().astype(np.uint16)), "TIFF"))
+    if "mask" in files:
+        inside = _mask(heat, scale.rule)
+        size = _reduced(loaded.size, outputs.longest_side) or loaded.size[::-1]
+        mask = Image.fromarray(inside * np.uint8(255)).resize(size[::-1], Image.Resampling.NEAREST)
+        write_atomic(folder / files["mask"], _encoded(mask, "PNG"))
+
+
+def _mask(heat: np.ndarray, rule: Rule) -> np.ndarray:
+    """Return the pixels of the regions that count, uint8."""
+    labels, regions = find_regions(heat, rule.threshold)
+    counts = [i + 1 for i, r in enumerate(regions) if r.area >= rule.min_area and r.peak >= rule.min_peak]
+    return np.isin(labels, counts).astype(np.uint8)
+
+
+def _enlarged(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
+    x = torch.from_numpy(heat)[None, None]
+    return functional.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, format=form, **options)
+    return stream.getvalue()
+
+
+class _Tables:
+    """The two tables on disk, each a line longer for every image; what is there stays if the work breaks off."""
+
+    def __init__(self, folder: Path, rows: list[dict[str, Any]], regions: list[dict[str, Any]]) -> None:
+        self.folder, self.rows, self.regions = folder, rows, regions
+
+    def __enter__(self) -> _Tables:
+        for name, columns, lines in ((SCORES, SCORE_COLUMNS, self.rows), (REGIONS, REGION_COLUMNS, self.regions)):
+            write_atomic(self.folder / name, pd.DataFrame(lines, columns=list(columns)).to_csv(index=False))
+        self._open = [(self.folder / name).open("a", newline="", encoding="utf-8") for name in (SCORES, REGIONS)]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for stream in self._open:
+            stream.close()
+
+    def add(self, row: dict[str, Any], regions: list[dict[str, Any]]) -> None:
+        """Add an image's lines: its regions first, so that an image that is in ``scores.csv`` is whole."""
+        self.rows.append(row)
+        self.regions += regions
+        try:
+            for stream, lines in zip(self._open[::-1], (regions, [row]), strict=True):
+                csv.writer(stream, lineterminator="\n").writerows([list(line.values()) for line in lines])
+                stream.flush()
+        except OSError as error:
+            raise MlffnError(
+                f"cannot write to {self.folder}: {error.strerror or error}; free space and go on with --resume"
+            ) from error
+
+
+def _kept(folder: Path, wanted: set[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the lines of the images that an earlier call judged."""
+    found: list[list[dict[str, Any]]] = []
+    for name, columns in ((SCORES, SCORE_COLUMNS), (REGIONS, REGION_COLUMNS)):
+        path = folder / name
+        if not path.exists():
+            return [], []
+        try:
+            with path.open(newline="", encoding="utf-8") as stream:
+                lines = list(csv.DictReader(stream))
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise DataError(f"{path} cannot be read ({error}); remove it to begin anew") from error
+        if lines and set(lines[0]) - {None} != set(columns):
+            raise DataError(f"{path} has other columns than {', '.join(columns)}; write to another folder")
+        found.append([line for line in lines if None not in line.values()])  # one that broke off is judged again
+    rows = {x["image"]: x for x in found[0] if x["verdict"] in (OK, NOK) and x["image"] in wanted}
+    return list(rows.values()), [x for x in found[1] if x["image"] in rows]
+
+
+def _coco(rows: list[dict[str, Any]], regions: list[dict[str, Any]], names: dict[Path, str]) -> dict[str, Any]:
+    """Return images and regions in COCO's format."""
+    numbers = {row["image"]: i + 1 for i, row in enumerate(rows)}
+    notes = [
+        {
+            "id": i + 1,
+            "image_id": numbers[r["image"]],
+            "category_id": 1,
+            "bbox": [int(r[k]) for k in ("x", "y", "width", "height")],
+            "area": int(r["area"]),
+            "score": float(r["peak"]),
+            "iscrowd": 0,
+        }
+        for i, r in enumerate(regions)
+    ]
+    return {
+        "images": [{"id": numbers[r["image"]], "file_name": r["image"], "verdict": r["verdict"]} for r in rows],
+        "annotations": notes,
+        "categories": [{"id": 1, "name": "anomaly"}],
+    }
+
+
+def collect_images(images: Sequence[Path]) -> list[Path]:
+    """Expand folders into the images directly below them; what was named is kept in its order, once.
+
+    A DataError says that a path does not exist, or a folder holds no image.
+    """
     paths: dict[Path, None] = {}
     for path in map(Path, images):
         if not path.exists():
@@ -83,22 +347,6 @@ def _collect(images: Sequence[Path]) -> list[Path]:
             raise DataError(f"folder {path} holds no image; give image files or a folder of them")
         paths |= dict.fromkeys(found)
     return list(paths)
-
-
-def _readable(paths: list[Path], skip_bad: bool) -> list[Path]:
-    def fault(path: Path) -> str | None:
-        try:
-            open_image(path)
-        except DataError as error:
-            return str(error)
-        return None
-
-    faults = dict(zip(paths, map_threads(fault, paths, "checking"), strict=True))
-    bad = [text for text in faults.values() if text]
-    if skip_bad and len(bad) == len(paths):
-        raise DataError(f"{len(bad)} of {len(paths)} images cannot be read: {few(bad)}; repair or remove them")
-    report_faults(bad, len(paths), skip_bad)
-    return [p for p in paths if not faults[p]]
 
 
 def _unique_names(paths: Sequence[Path]) -> list[str]:
@@ -112,3 +360,10 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
             candidate, number = f"{name}_{number}", number + 1
         names[candidate] = None
     return list(names)
+
+
+def not_judged(table: pd.DataFrame) -> str:
+    """Say which images were not judged; empty if all were."""
+    bad = table[table["verdict"] == ERROR]
+    reasons = [str(error) for error in bad["error"]]
+    return f"{len(bad)} of {len(table)} images could not be judged: {few(reasons)}" if len(bad) else ""

@@ -15,7 +15,16 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-__all__ = ["best_threshold", "image_auroc", "label_regions", "pixel_auroc", "pro", "region_curve", "roc_curve"]
+__all__ = [
+    "average_precision",
+    "best_threshold",
+    "image_auroc",
+    "label_regions",
+    "pixel_auroc",
+    "pro",
+    "region_curve",
+    "roc_curve",
+]
 
 _CHUNK = 1 << 22  # pixels handled at once: bounds the temporary memory
 # 8-connected inside an image and never across two images of the batch.
@@ -124,6 +133,22 @@ def roc_curve(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """
     positive, negative = _prepare(scores, labels, "the ROC curve")
     return _curve(positive, torch.ones_like(positive, dtype=torch.int64), negative)
+
+
+def average_precision(scores: Tensor, labels: Tensor) -> float:
+    """Area under the precision-recall curve as a sum of steps: Σ (Rₙ − Rₙ₋₁) Pₙ over the distinct scores, descending.
+
+    Unlike the AUROC it depends on how many images are anomalous; by chance it is their share. NaN with a
+    ``UserWarning`` if none is. Arguments and errors are those of :func:`image_auroc`; for pixels pass
+    ``maps.flatten(), masks.flatten()``.
+    """
+    positive, negative = _prepare(scores, labels, "average precision", normals=False)
+    if not len(positive):
+        return math.nan
+    _, false, true = _accumulate(positive, torch.ones_like(positive, dtype=torch.int64), negative)
+    true, false = true.double(), false.double()
+    gained = true.diff(prepend=true.new_zeros(1)) / len(positive)
+    return float((gained * true / (true + false)).sum())
 
 
 def best_threshold(scores: Tensor, labels: Tensor) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -98,9 +99,48 @@ def test_predict_writes_heatmaps_and_scores(run: Run, trained: Path, parts: Path
     code, out, _ = run("predict", trained, parts / "test/scratch", "--out", tmp_path / "p", "--device", "cpu")
     assert code == 0
     assert "4 images" in out
+    assert "Decision: threshold" in out
     table = pd.read_csv(tmp_path / "p/scores.csv")
     assert len(table) == 4
-    assert all((tmp_path / "p" / name).exists() for name in table["heatmap"])
+    assert all((tmp_path / "p" / name).exists() for name in table["picture"])
+    assert set(table["verdict"]) <= {"OK", "NOK"}
+
+
+def test_calibrate_changes_verdicts_and_says_what_it_promises(
+    run: Run, trained: Path, parts: Path, tmp_path: Path
+) -> None:
+    mine = shutil.copytree(trained, tmp_path / "run")
+    words = ["predict", mine, parts / "test/scratch", "--no-pictures", "--out"]
+    code, out, _ = run("calibrate", mine, "--threshold", "-1e9")
+    assert (code, "Decision: threshold -1e+09" in out) == (0, True)
+    assert "no promise" in out  # of a network that was trained on the images
+    assert run(*words, tmp_path / "a")[0] == 0
+    assert set(pd.read_csv(tmp_path / "a/scores.csv")["verdict"]) == {"NOK"}
+    code, out, _ = run("calibrate", mine, parts / "test/good", "--false-alarms", "0.3")
+    assert code == 0
+    good = len(list((parts / "test/good").iterdir()))
+    assert f"false alarms, by {good} held out good images" in out
+    assert run("calibrate", mine, "--min-area", "1000000")[0] == 0
+    assert "at least 1000000 px" in run(*words, tmp_path / "b")[1]
+    assert set(pd.read_csv(tmp_path / "b/scores.csv")["verdict"]) == {"OK"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "say what to change"),
+        (["--false-alarms", "2"], "must lie between 0 and 1"),
+        (["--false-alarms", "0.1", "--threshold", "3"], "not both"),
+        (["--threshold", "nan"], "must be finite"),
+        (["nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_bad_calibrations_are_one_line_and_change_nothing(
+    run: Run, trained: Path, words: list[str], message: str
+) -> None:
+    before = (trained / "checkpoint.safetensors").read_bytes()
+    assert message in error_of(run("calibrate", trained, *words))
+    assert (trained / "checkpoint.safetensors").read_bytes() == before
 
 
 def test_training_again_needs_resume_and_changes_nothing(run: Run, trained: Path, parts: Path) -> None:
@@ -260,12 +300,24 @@ def test_no_weights_and_no_network(run: Run, parts: Path, tmp_path: Path, monkey
     assert str(tmp_path / "checkpoints") in message
 
 
-def test_predict_refuses_bad_images_before_writing(run: Run, trained: Path, parts: Path, tmp_path: Path) -> None:
+def test_a_bad_image_is_an_error_and_the_others_are_judged(
+    run: Run, trained: Path, parts: Path, tmp_path: Path
+) -> None:
     (tmp_path / "bad.png").write_bytes(b"broken")
-    images = [parts / "test/good", tmp_path / "bad.png"]
-    assert "bad.png" in error_of(run("predict", trained, *images, "--out", tmp_path / "p"))
-    assert not (tmp_path / "p").exists()
-    assert "does not exist" in error_of(run("predict", trained, tmp_path / "x.png", "--out", tmp_path / "p"))
+    images = [tmp_path / "bad.png", parts / "test/good"]
+    code, _, errors = run("predict", trained, *images, "--out", tmp_path / "p")
+    assert code == 2
+    assert re.fullmatch(r"mlffn: 1 of \d+ images could not be judged: .*bad\.png.*\n", errors)
+    table = pd.read_csv(tmp_path / "p/scores.csv")
+    assert list(table["verdict"] == "ERROR") == [True] + [False] * (len(table) - 1)
+    assert run("predict", trained, *images, "--out", tmp_path / "q", "--skip-bad")[0] == 0
+    assert "does not exist" in error_of(run("predict", trained, tmp_path / "x.png", "--out", tmp_path / "r"))
+    assert not (tmp_path / "r").exists()
+    inside = error_of(run("predict", trained, parts / "test/good", "--out", parts / "test/good"))
+    assert "write elsewhere" in inside
+    assert "choose one of png, jpeg, none" in error_of(
+        run("predict", trained, parts / "test/good", "--out", tmp_path / "r", "--pictures", "gif")
+    )
     assert "File name too long" in error_of(run("evaluate", "r" * 5000, parts))
 
 
@@ -364,7 +416,7 @@ def test_several_devices_need_an_extra(run: Run, parts: Path, tmp_path: Path, mo
 def test_help_names_every_command_and_extra(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    assert all(name in out for name in ("demo", "data", "train", "evaluate", "predict", "study", "report"))
+    assert all(name in out for name in ("demo", "data", "train", "calibrate", "evaluate", "predict", "study", "report"))
     assert "[distributed]" in run("train", "--help")[1]
     assert "--version" in run()[2]
 

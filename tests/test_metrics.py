@@ -257,6 +257,24 @@ def test_good_images_count_in_the_false_positive_rate() -> None:
     assert metrics.pro(torch.cat([maps, good + 0.8]), both[1]) == 0.0
 
 
+def test_average_precision_equals_scikit_learn_s() -> None:
+    from sklearn.metrics import average_precision_score
+
+    generator = torch.Generator().manual_seed(0)
+    for ties in (3, 1000):
+        scores = torch.randint(ties, (60,), generator=generator).float()
+        labels = torch.randint(2, (60,), generator=generator)
+        expected = average_precision_score(labels.numpy(), scores.numpy())
+        assert metrics.average_precision(scores, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_average_precision_by_hand() -> None:
+    scores, labels = torch.tensor([4.0, 3.0, 2.0, 1.0]), torch.tensor([1, 0, 1, 0])
+    assert metrics.average_precision(scores, labels) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    with pytest.warns(UserWarning, match="average precision"):
+        assert math.isnan(metrics.average_precision(scores, torch.zeros(4, dtype=torch.long)))
+
+
 def test_best_threshold_by_hand() -> None:
     # ≥ .9: TP 1, F1 2/(1+2) = ⅔; ≥ .7: 2/(2+2) = ½; ≥ .6: TP 2, 4/(3+2) = .8; ≥ .1: 4/(4+2) = ⅔.
     scores, labels = torch.tensor([0.9, 0.7, 0.6, 0.1]), torch.tensor([1, 0, 1, 0])

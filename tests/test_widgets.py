@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
 from scipy import ndimage
 from torch import Tensor
@@ -27,14 +26,11 @@ from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import Entry, Split
 from mlffn_lite.detector import AnomalyDetector, Calibration, Prediction
 from mlffn_lite.figures import overlay
-from mlffn_lite.metrics import label_regions
 from mlffn_lite.widgets import (
     Explorer,
     HeatmapExplorer,
     ImagePicker,
-    Region,
     RunComparison,
-    find_regions,
 )
 
 SIDE = 32
@@ -123,59 +119,6 @@ def explorers() -> dict[str, Explorer]:
     }
 
 
-class TestRegions:
-    def test_connects_diagonals_and_sorts_by_peak(self) -> None:
-        heat = np.zeros((5, 6))
-        heat[0, 0], heat[1, 1], heat[2, 2] = 2, 3, 2  # one region, over the corners
-        heat[4, 4:6] = 5, 4
-        labels, regions = find_regions(heat, 1.0)
-        assert regions == [Region(2, 5.0, 4, 4), Region(3, 3.0, 1, 1)]
-        assert labels.tolist() == [
-            [2, 0, 0, 0, 0, 0],
-            [0, 2, 0, 0, 0, 0],
-            [0, 0, 2, 0, 0, 0],
-            [0, 0, 0, 0, 0, 0],
-            [0, 0, 0, 0, 1, 1],
-        ]
-
-    def test_a_pixel_at_the_threshold_is_below_it(self) -> None:
-        heat = np.array([[1.0, np.nextafter(1.0, 2.0)]])
-        assert find_regions(heat, 1.0)[1] == [Region(1, heat[0, 1], 1, 0)]
-        single = heat.astype(np.float32)  # the threshold must not be rounded to the map's precision
-        assert [r.area for r in find_regions(single, 1.0 - 1e-12)[1]] == [2]
-        assert find_regions(single, 1.0 + 1e-12)[1] == []
-
-    def test_none(self) -> None:
-        labels, regions = find_regions(torch.zeros(3, 4), 0.0)
-        assert labels.shape == (3, 4)
-        assert not labels.any()
-        assert regions == []
-
-    @pytest.mark.parametrize("heat", [np.zeros(4), np.zeros((1, 2, 2)), np.full((2, 2), np.nan), [[np.inf]]])
-    def test_bad_maps(self, heat: Any) -> None:
-        with pytest.raises(ValueError, match="need a finite score map"):
-            find_regions(heat, 0.0)
-
-    def test_bad_threshold(self) -> None:
-        with pytest.raises(ValueError, match="nan"):
-            find_regions(np.zeros((2, 2)), math.nan)
-
-    @given(hnp.arrays(np.float32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.floats(-2, 2, width=16)), st.floats(-2, 2))  # fmt: skip  # noqa: E501
-    def test_agrees_with_the_metrics(self, heat: np.ndarray, threshold: float) -> None:
-        labels, regions = find_regions(heat, threshold)
-        above = heat.astype(np.float64) > threshold
-        assert ((labels > 0) == above).all()
-        assert len(regions) == int(label_regions(torch.from_numpy(above)[None]).max())
-        assert sum(r.area for r in regions) == above.sum()
-        for number, region in enumerate(regions, 1):
-            member = labels == number
-            assert member.sum() == region.area
-            assert heat[member].max() == region.peak == heat[region.y, region.x]
-            assert member[region.y, region.x]
-        assert [r.peak for r in regions] == sorted((r.peak for r in regions), reverse=True)
-        assert bool(regions) == (float(heat.max()) > threshold)  # so mask and image score never disagree
-
-
 class TestPicker:
     def test_filters(self) -> None:
         picker = ImagePicker({"": split()})
@@ -235,7 +178,7 @@ class TestHeatmapExplorer:
         assert "<td" not in heat.table.value
         heat.picker.select("hole/001")
         assert heat.label.value == "hole/001: image score 1.75 > threshold 1.00: anomalous. Truth: anomalous; right."
-        assert heat.regions == [Region(36, 1.75, 6, 12)]
+        assert [r[:4] for r in heat.regions] == [(36, 1.75, 6, 12)]
         for cell in ("1 region above the threshold", ">36<", ">1.75<", ">(6, 12)<", ">100%<"):
             assert cell in heat.table.value
 
@@ -423,7 +366,7 @@ class TestRunComparison:
         assert runs.verdicts == {"one": False, "two": False}
         runs.strictness.value = 0.0
         assert runs.thresholds == {"one": 0.0, "two": -1.0}
-        assert runs.regions["one"] == [Region(SIDE * SIDE, 1.75, 6, 12)]
+        assert [r[:4] for r in runs.regions["one"]] == [(SIDE * SIDE, 1.75, 6, 12)]
 
     def test_scales(self) -> None:
         runs = self.runs()

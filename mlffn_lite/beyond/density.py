@@ -237,6 +237,8 @@ class DensityDetector(FrozenDetector):
         Fitted to the levels, at each stride to those that are no coarser.
     """
 
+    leaves_out = True
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.finest = [STRIDES.index(stride) for stride in config.density.strides]

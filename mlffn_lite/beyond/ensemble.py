@@ -78,6 +78,11 @@ class EnsembleDetector(AnomalyDetector):
         """Whether a member does."""
         return any(m.trains for m in self.members.values())
 
+    @property
+    def leaves_out(self) -> bool:  # type: ignore[override]
+        """Whether every member does."""
+        return all(m.leaves_out for m in self.members.values())
+
     def fit(self, source: Any, *, out: str | Path | None = None, progress: bool = True, resume: bool = False) -> Self:
         """Fit every member and standardise; see :meth:`AnomalyDetector.fit`."""
         super().fit(source, out=out, progress=progress, resume=resume)
@@ -107,7 +112,8 @@ class EnsembleDetector(AnomalyDetector):
         self.scales = torch.stack([torch.stack(fit_scale(part, self.config.ensemble.rings)) for part in maps.unbind(1)])
         self._fields = None
         combined = self._combine(self._standardise(maps))
-        self.calibration = Calibration.from_good(Prediction(combined, combined.flatten(1).amax(1)))
+        source = "left out" if self.leaves_out else "training"
+        self.calibration = Calibration.from_good(Prediction(combined, combined.flatten(1).amax(1)), source=source)
 
     @torch.inference_mode()
     def maps(self, images: Any) -> dict[str, Tensor]:

@@ -134,6 +134,8 @@ class MemoryDetector(FrozenDetector):
         One for each of ``memory.banks``.
     """
 
+    leaves_out = True
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         self.own = config.memory

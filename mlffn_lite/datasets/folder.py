@@ -385,6 +385,11 @@ class Parts:
         """Height and width of all images and masks."""
         return self.train.shape
 
+    @property
+    def validation(self) -> list[Path]:
+        """Good images that nothing is fitted to, to choose a threshold by; none but of a folder that has some."""
+        return []
+
     def fingerprint(self, *, test: bool = True) -> str:
         """Return the SHA-256 (hex) of all names and contents in use, with or without the test split."""
         digest = hashlib.sha256()
@@ -459,9 +464,32 @@ class AnomalyFolder(Parts):
             cache_bytes -= needed
         test, more = Split.read(layout.test, shape, "reading test", cache_bytes)
         super().__init__(layout.root, train, test)
-        report_faults(faults + more, len(layout.train) + len(layout.test), skip_bad)
+        folder = layout.root / "validation" / "good"
+        held = list_images(folder) if folder.is_dir() else []
+        bad = unreadable(held)
+        self._validation = [path for path, fault in zip(held, bad, strict=True) if not fault]
+        faults = [*faults, *more, *filter(None, bad)]
+        report_faults(faults, len(layout.train) + len(layout.test) + len(held), skip_bad)
         if not train:
             raise DataError(f"{root} has no good image that can be read")
+
+    @property
+    def validation(self) -> list[Path]:
+        """Good images in ``validation/good``, which nothing is fitted to, to choose a threshold by."""
+        return self._validation
+
+
+def unreadable(paths: Sequence[Path], what: str | None = None) -> list[str | None]:
+    """Return why each image file cannot be read, None where it can; ``what`` names the work on a progress bar."""
+
+    def fault(path: Path) -> str | None:
+        try:
+            open_image(path)
+        except DataError as error:
+            return str(error)
+        return None
+
+    return list(map_threads(fault, paths, what))
 
 
 def pixel_bytes(entries: Sequence[Entry], shape: tuple[int, int]) -> int:

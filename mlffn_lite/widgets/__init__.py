@@ -12,9 +12,9 @@ picture's text alternative, ``alt``, is its accessible name in the browser and t
 
 from __future__ import annotations
 
+from ..decision import Region, find_regions
 from .controls import Explorer, ImagePicker
 from .heatmaps import HeatmapExplorer, RunComparison
-from .panels import Region, find_regions
 
 __all__ = [
     "Explorer",

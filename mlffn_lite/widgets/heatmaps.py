@@ -10,9 +10,10 @@ import ipywidgets as w  # type: ignore[import-untyped]
 import numpy as np
 
 from ..datasets.folder import Split
+from ..decision import find_regions
 from ..detector import AnomalyDetector, Calibration, Prediction, fitted
 from .controls import Explorer, ImagePicker, button, dropdown, move, row, slider, table
-from .panels import Panel, Scene, find_regions, number, word
+from .panels import Panel, Scene, number, word
 
 Source = AnomalyDetector | Prediction
 

@@ -1,4 +1,4 @@
-"""Pictures of the explorers: image, score map and overlay as arrays of pixels, side by side in a PNG; regions of a map.
+"""Pictures of the explorers: image, score map and overlay as arrays of pixels, side by side in a PNG.
 
 Nothing is drawn by matplotlib: a picture of three panels takes some ten milliseconds, so it can follow a slider.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import io
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,45 +31,6 @@ def number(value: float) -> str:
 def word(anomalous: bool) -> str:
     """Return the verdict as a word."""
     return "anomalous" if anomalous else "good"
-
-
-class Region(NamedTuple):
-    """A connected part of a score map above the threshold: area in pixels, highest score, and where that is."""
-
-    area: int
-    peak: float
-    x: int
-    y: int
-
-
-def find_regions(score_map: Any, threshold: float) -> tuple[np.ndarray, list[Region]]:
-    """Find the 8-connected regions of a score map that lie above a threshold.
-
-    Parameters
-    ----------
-    score_map : array
-        (H, W), finite.
-    threshold : float
-        A pixel belongs to a region if its score is greater.
-
-    Returns
-    -------
-    labels : ndarray
-        (H, W) int: 0 outside, 1 … R in the regions, in the order of the list.
-    regions : list of Region
-        The highest peak first.
-    """
-    heat = np.asarray(score_map, dtype=np.float64)
-    if heat.ndim != 2 or not np.isfinite(heat).all() or math.isnan(threshold):
-        raise ValueError(f"need a finite score map (H, W) and a threshold, got shape {heat.shape} and {threshold}")
-    labels, count = ndimage.label(heat > threshold, np.ones((3, 3)))
-    areas, numbers = np.bincount(labels.ravel(), minlength=count + 1)[1:], np.arange(1, count + 1)
-    peaks = ndimage.maximum_position(heat, labels, numbers) if count else []
-    regions = [Region(int(a), float(heat[p]), int(p[1]), int(p[0])) for a, p in zip(areas, peaks, strict=True)]
-    order = sorted(range(count), key=lambda i: -regions[i].peak)
-    rank = np.zeros(count + 1, int)
-    rank[[i + 1 for i in order]] = numbers
-    return rank[labels], [regions[i] for i in order]
 
 
 class Scene:

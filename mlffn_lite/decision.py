@@ -1,0 +1,174 @@
+"""From scores to a decision: a threshold that keeps a promise, regions of a map, rates with their intervals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import ndimage, stats
+
+LEVEL = 0.95
+"""Of all intervals here."""
+
+
+class Region(NamedTuple):
+    """A connected part of a score map above the threshold.
+
+    Attributes
+    ----------
+    area : int
+        Pixels.
+    peak : float
+        Highest score, at column ``x`` and row ``y``.
+    left, top, width, height : int
+        The smallest upright box around it.
+    """
+
+    area: int
+    peak: float
+    x: int
+    y: int
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When an image is called anomalous: it has a region above the threshold that is large and strong enough.
+
+    Attributes
+    ----------
+    threshold : float
+        Pixels with a greater score belong to regions.
+    min_area : int
+        Pixels of the map that a region must have.
+    min_peak : float
+        Score that a region must reach somewhere.
+    """
+
+    threshold: float
+    min_area: int = 0
+    min_peak: float = -math.inf
+
+    def regions(self, score_map: Any) -> list[Region]:
+        """Return the regions of a map (H, W) that count, the highest peak first; the image is anomalous if any does."""
+        found = find_regions(score_map, self.threshold)[1]
+        return [r for r in found if r.area >= self.min_area and r.peak >= self.min_peak]
+
+
+def find_regions(score_map: Any, threshold: float) -> tuple[np.ndarray, list[Region]]:
+    """Find the 8-connected regions of a score map that lie above a threshold.
+
+    Parameters
+    ----------
+    score_map : array
+        (H, W), finite.
+    threshold : float
+        A pixel belongs to a region if its score is greater.
+
+    Returns
+    -------
+    labels : ndarray
+        (H, W) int: 0 outside, 1 … R in the regions, in the order of the list.
+    regions : list of Region
+        The highest peak first.
+    """
+    heat = np.asarray(score_map, dtype=np.float64)
+    if heat.ndim != 2 or not np.isfinite(heat).all() or math.isnan(threshold):
+        raise ValueError(f"need a finite score map (H, W) and a threshold, got shape {heat.shape} and {threshold}")
+    labels, count = ndimage.label(heat > threshold, np.ones((3, 3)))
+    areas, numbers = np.bincount(labels.ravel(), minlength=count + 1)[1:], np.arange(1, count + 1)
+    peaks = ndimage.maximum_position(heat, labels, numbers) if count else []
+    regions = [
+        Region(
+            *(int(area), float(heat[peak]), int(peak[1]), int(peak[0])),
+            *(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start),
+        )
+        for area, peak, (rows, columns) in zip(areas, peaks, ndimage.find_objects(labels), strict=True)
+    ]
+    order = sorted(range(count), key=lambda i: -regions[i].peak)
+    rank = np.zeros(count + 1, int)
+    rank[[i + 1 for i in order]] = numbers
+    return rank[labels], [regions[i] for i in order]
+
+
+def promised_threshold(scores: Any, rate: float) -> tuple[float, float]:
+    """Return the lowest threshold that new good images pass with a probability of at most ``rate``, and that promise.
+
+    It is one of the scores of n good images that the detector has not learned from: the k-th smallest, with
+    k = ⌈(n + 1)(1 − rate)⌉. A new one from the same source exceeds it with probability (n + 1 − k)/(n + 1) at most,
+    whatever the distribution (split conformal prediction, Vovk et al., 2005). Fewer than 1/rate − 1 images cannot
+    promise that: then it is their largest score, and the promise 1/(n + 1).
+
+    Parameters
+    ----------
+    scores : array
+        (n,), n ≥ 1, finite.
+    rate : float
+        0 < rate < 1.
+
+    Returns
+    -------
+    threshold, promise : float
+        An image with a greater score is called anomalous.
+    """
+    ordered = np.sort(np.asarray(scores, dtype=np.float64).ravel())
+    if not len(ordered) or not np.isfinite(ordered).all() or not 0 < rate < 1:
+        raise ValueError(f"need finite scores of good images and a rate between 0 and 1, got {len(ordered)} and {rate}")
+    n = len(ordered)
+    k = min(n, math.ceil((n + 1) * (1 - rate) - 1e-9))
+    return float(ordered[k - 1]), (n + 1 - k) / (n + 1)
+
+
+def promise_of(scores: Any, threshold: float) -> float:
+    """Return the probability, at most, that a new good image exceeds a threshold that does not depend on its score.
+
+    Of n scores of good images that the detector has not learned from, those above and one more, over n + 1.
+    """
+    values = np.asarray(scores, dtype=np.float64).ravel()
+    return (int((values > threshold).sum()) + 1) / (len(values) + 1)
+
+
+class Share(NamedTuple):
+    """A share of images, with the Wilson interval of the rate behind it (95 %); all NaN where there is none."""
+
+    images: int
+    total: int
+    rate: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if not self.total:
+            return "–"
+        between = f"95 % {100 * self.low:.1f} to {100 * self.high:.1f}"
+        return f"{100 * self.rate:.1f} % ({self.images} of {self.total}; {between})"
+
+
+def share(count: int, total: int) -> Share:
+    """Return ``count`` of ``total`` as a share, with Wilson's interval, which holds for few images and rates near 0."""
+    if not total:
+        return Share(0, 0, math.nan, math.nan, math.nan)
+    bounds = stats.binomtest(count, total).proportion_ci(LEVEL, method="wilson")
+    return Share(count, total, count / total, float(bounds.low), float(bounds.high))
+
+
+def decision_rates(anomalous: Any, labels: Any) -> dict[str, Any]:
+    """Return how often verdicts are right: ``false_alarms`` among good images, ``detections`` among others, ``f1``.
+
+    Parameters
+    ----------
+    anomalous, labels : array
+        (M,) bool: called anomalous, and anomalous.
+    """
+    called, truth = np.asarray(anomalous, dtype=bool), np.asarray(labels, dtype=bool)
+    hits, alarms, wanted = int((called & truth).sum()), int((called & ~truth).sum()), int(truth.sum())
+    return {
+        "false_alarms": share(alarms, len(truth) - wanted),
+        "detections": share(hits, wanted),
+        "f1": 2 * hits / (2 * hits + alarms + wanted - hits) if wanted else math.nan,
+    }

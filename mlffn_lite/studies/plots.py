@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..datasets.folder import read_image
@@ -85,6 +86,7 @@ def rank_plot(ranked: pd.DataFrame, grid: Grid) -> Figure:
         ax.plot(rows["rank"], places, "o", ms=6, color=COLOURS["blue"])
         ax.set(title=PERCENT[metric].removesuffix(" %"), xlabel="mean rank", xlim=(0.7, len(columns) + 0.3))
         ax.set_yticks(places, [_name(c) for c in rows["column"]])
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.invert_xaxis()
     return figure
 

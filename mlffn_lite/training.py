@@ -41,6 +41,7 @@ class Trainer(Loop):
     """
 
     terms = LossTerms._fields
+    module: MLFFN
 
     def __init__(
         self,

@@ -329,7 +329,7 @@ def test_a_grid_without_the_papers_numbers_says_which_side() -> None:
 
 def test_the_papers_numbers_are_there_for_every_column() -> None:
     assert {name: list(columns) for name, columns in PAPER.items()} == {
-        "methods": ["us", "mf", *METHODS[1:]],
+        "methods": ["us", "mf", *(m for m in METHODS[1:] if m != "efficientad")],
         **{grid.name: list(grid.columns) for grid in (TABLE3, TABLE4)},
     }
     for name, columns in PAPER.items():

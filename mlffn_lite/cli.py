@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shlex
 import sys
 import traceback
 import warnings
@@ -100,8 +101,9 @@ def demo(
     if category not in CATEGORIES:
         raise ConfigError(f"unknown MiniParts category {category!r}; choose one of {', '.join(CATEGORIES)}")
     from .datasets.sources import open_source
-    from .demo import clear_demo, demo_config, write_run_report
+    from .demo import clear_demo, demo_config
     from .detector import AnomalyDetector
+    from .run_report import write_run_report
 
     use_threads(threads)
     config = demo_config(seed, device or "auto")
@@ -111,7 +113,7 @@ def demo(
     preset = f"parts at {config.data.size} px"
     result, prediction = detector.complete_run(folder, parts, preset=preset)
     assert prediction is not None
-    report = write_run_report(folder, detector, parts, result, prediction)
+    report = write_run_report(folder, detector, parts, result, prediction, command=_command())
     print_metrics(result)
     out.print(f"Report: {report.resolve()}")
 
@@ -143,6 +145,7 @@ def train(
     from .datasets.sources import open_source
     from .detector import AnomalyDetector, fitted
     from .loop import Interrupted
+    from .run_report import write_run_report
 
     use_threads(threads)
     parts = open_source(data, config.data, skip_bad=skip_bad)
@@ -157,9 +160,11 @@ def train(
             out.print(f"Stopped after step {stop.step}; go on with the same command and --resume.")
         raise typer.Exit(130) from stop
     if first:
-        print_metrics(detector.complete_run(folder, parts, preset=str(config_file or preset))[0])
+        result, prediction = detector.complete_run(folder, parts, preset=str(config_file or preset))
+        report = write_run_report(folder, detector, parts, result, prediction, command=_command())
+        print_metrics(result)
         out.print(f"Decision: {fitted(detector).describe()}")
-        out.print(f"Run: {folder}")
+        out.print(f"Run: {folder}\nReport: {report}")
 
 
 @app.command()
@@ -305,6 +310,11 @@ def data_download(
     from .datasets.catalog import download
 
     out.print(f"{name} is in {download(name, root, category=category)}")
+
+
+def _command() -> str:
+    """Return the command that runs now, as one would type it."""
+    return shlex.join(["mlffn", *sys.argv[1:]])
 
 
 def check_folder(folder: Path, resume: bool) -> None:

@@ -1,17 +1,19 @@
 """One run as one HTML page: headline metrics, figures, tables and how to reproduce them, with nothing to load.
 
-The page has no script and no external resource (its own security policy forbids both), follows the reader's light or
-dark setting, fits a phone, and prints.
+The page loads nothing (its own security policy forbids that, and every script but the one for judged images, which it
+knows by its digest), follows the reader's light or dark setting, fits a phone, and prints.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -34,6 +36,27 @@ class ReportFigure(NamedTuple):
     alt: str
 
 
+class Tile(NamedTuple):
+    """A judged image: its name, kind of defect, score, verdict, and its picture as a data address with its size."""
+
+    name: str
+    defect: str
+    score: float
+    nok: bool
+    source: str
+    width: int
+    height: int
+
+
+class Gallery(NamedTuple):
+    """Judged images, and how many are left out; ``area_rule`` says that verdicts do not hang on the score alone."""
+
+    threshold: float
+    tiles: Sequence[Tile]
+    left_out: int = 0
+    area_rule: bool = False
+
+
 def write_report(
     path: str | Path,
     *,
@@ -44,6 +67,7 @@ def write_report(
     config_toml: str = "",
     command: str = "",
     notes: Sequence[str] = (),
+    gallery: Gallery | None = None,
 ) -> Path:
     """Write the page, whole or not at all, and return its path; the same input gives the same bytes.
 
@@ -65,6 +89,8 @@ def write_report(
         How to reproduce the run.
     notes : sequence of str
         A paragraph each, shown under the metrics.
+    gallery : Gallery, optional
+        Judged images, with a slider for the threshold that changes verdicts and rates on the page.
     """
     if per_defect := metrics.get("per_defect"):
         rows = [(name, _percent(value)) for name, value in per_defect.items()]
@@ -79,9 +105,42 @@ def write_report(
         config_toml=config_toml,
         command=command,
         notes=notes,
+        gallery=_gallery(gallery) if gallery and gallery.tiles else None,
+        script=_SCRIPT if gallery and gallery.tiles else "",
+        digest=base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode(),
     )
     write_atomic(Path(path), text)
     return Path(path)
+
+
+_SCRIPT = (Path(__file__).parent / "templates" / "gallery.js").read_text("utf-8")
+_BINS = 50
+
+
+def _gallery(gallery: Gallery) -> dict[str, Any]:
+    """Return what the gallery's template shows: positions of slider and line, bars of the histogram, pictures."""
+    scores = np.array([tile.score for tile in gallery.tiles])
+    bad = np.array([tile.defect != "good" for tile in gallery.tiles])
+    left, right = min(scores.min(), gallery.threshold), max(scores.max(), gallery.threshold)
+    width = max(right - left, 1e-9)
+    counts = [np.histogram(scores[kind], _BINS, (left, left + width))[0] for kind in (~bad, bad)]
+    scale = 58 / max(1, *(int(c.max()) for c in counts))
+    bars = [(12 * i, round(g * scale, 1), round(b * scale, 1)) for i, (g, b) in enumerate(zip(*counts, strict=True))]
+    place = (gallery.threshold - left) / width
+    return {
+        "threshold": gallery.threshold,
+        "low": float(left),
+        "high": float(left + width),
+        "left": float(left),
+        "right": float(left + width),
+        "start": round(1000 * math.sqrt(place)),
+        "mark": round(600 * place, 1),
+        "bars": bars,
+        "defects": sorted({tile.defect for tile in gallery.tiles}, key=lambda d: (d != "good", d)),
+        "tiles": gallery.tiles,
+        "left_out": gallery.left_out,
+        "area_rule": gallery.area_rule,
+    }
 
 
 def _percent(value: float) -> str:

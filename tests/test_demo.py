@@ -46,7 +46,10 @@ def test_demo_writes_a_self_contained_report(tmp_path: Path, capsys: pytest.Capt
     metrics = json.loads((tmp_path / "d" / "metrics.json").read_text())
     for key in ("image_auroc", "pixel_auroc", "pro"):
         assert f"{100 * metrics[key]:.1f} %" in html
-    assert html.count("<img") == html.count('src="data:image/png;base64,') == 4
+    assert html.count('src="data:image/png;base64,') == 3
+    assert html.count('src="data:image/jpeg;base64,') == metrics["images"]  # every judged image
+    assert html.count("<img") == 3 + metrics["images"]
+    assert "mlffn demo --category pills" in html
     assert not re.search(r"https?://", html)
     assert "seed" in html
     assert Image.open(tmp_path / "d" / "heatmaps.png").info["Description"]
@@ -80,5 +83,5 @@ def test_a_method_that_is_not_trained_has_no_learning_curves(tmp_path: Path, mon
     monkeypatch.setattr(demo, "demo_config", lambda *_: Config.preset("tiny", method="density"))
     assert run("demo", "--category", "pills", "--threads", 1, "--out", tmp_path / "d") == 0
     html = (tmp_path / "d" / "report.html").read_text()
-    assert html.count("<img") == 3
+    assert html.count('src="data:image/png;base64,') == 2
     assert "Terms of equation (8)" not in html

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import math
 import re
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ import pandas as pd
 import pytest
 
 from mlffn_lite.figures import png_bytes, score_histogram
-from mlffn_lite.page import ReportFigure, write_report
+from mlffn_lite.page import Gallery, ReportFigure, Tile, write_report
 
 HOSTILE = "<script>alert('x')</script> & {body} \""
 METRICS: dict[str, Any] = {
@@ -41,7 +42,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.elements.append((tag, dict(attrs)))
-        if tag not in {"meta", "img"}:
+        if tag not in {"meta", "img", "input"}:
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
@@ -80,6 +81,24 @@ def test_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"https?://|url\(|@import|\bon\w+=", text.replace("alert", ""))
     assert ("html", {"lang": "en"}) in page.elements
+
+
+def test_judged_images_bring_one_script_which_the_policy_knows(tmp_path: Path) -> None:
+    picture = "data:image/jpeg;base64,AAAA"
+    tiles = [Tile(f"{HOSTILE}{i}", HOSTILE if i else "good", 1.0 + i, i > 1, picture, 4, 3) for i in range(3)]
+    path = write_report(tmp_path / "r.html", title="t", metrics={}, gallery=Gallery(2.5, tiles, left_out=7))
+    text = path.read_text("utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert [tag for tag, _ in page.elements].count("script") == 1
+    script = text[text.index("<script>") + 8 : text.index("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+    shown = [a for tag, a in page.elements if tag == "figure"]
+    assert [a["data-score"] for a in shown] == ["1.0", "2.0", "3.0"]
+    assert [a["data-defect"] for a in shown] == ["good", HOSTILE, HOSTILE]
+    assert "7 more images" in text
+    assert not re.search(r"https?://|url\(|@import|\bon\w+=", text.replace("alert", ""))
 
 
 def test_text_never_becomes_markup(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from mlffn_lite.studies.report import write_reports
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-STUDIES = ("compare_real", "compare_miniparts", "miniparts", "real")
+STUDIES = ("compare_real", "compare_miniparts", "methods_miniparts", "miniparts", "real")
 README = ROOT / "README.md"
 
 

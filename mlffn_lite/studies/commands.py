@@ -186,15 +186,40 @@ def study_status(folder: Folder) -> None:
 
 
 def report(
-    folder: Folder,
-    target: Annotated[Path | None, typer.Option("--out", help="Where to write; by default DIR/report.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of a study, or of a run.")],
+    data: Annotated[Path | None, typer.Argument(metavar="[DATA]", help="Of a run: the data to measure it on.")] = None,
+    target: Annotated[
+        Path | None, typer.Option("--out", help="Where to write; by default DIR/report, or the run.")
+    ] = None,
 ) -> None:
-    """Write the tables, figures and one-page report of a study folder, without running anything."""
+    """Write the report of a study, from what it holds; or of a run, measured on DATA's test images."""
+    from ..storage import CHECKPOINT
     from .report import write_reports
 
+    run = (folder / CHECKPOINT).is_file()
+    if run != (data is not None):
+        advice = f"give the data to measure it on: mlffn report {folder} DATA" if run else "leave out the data"
+        raise ConfigError(f"{folder} is {'a run' if run else 'no run'}; {advice}")
+    if data is not None:
+        _run_report(folder, data, target or folder)
+        return
     for place in write_reports(folder, target):
         out.print((place / "claims.md").read_text("utf-8").strip())
         out.print(f"Report: {place / 'report.html'}")
+
+
+def _run_report(run: Path, data: Path, target: Path) -> None:
+    """Measure a finished run and write its page."""
+    from ..datasets.sources import open_source
+    from ..detector import AnomalyDetector
+    from ..run_report import write_run_report
+
+    detector = AnomalyDetector.load(run)
+    parts = open_source(data, detector.config.data, shape=detector.shape)
+    result, prediction = detector.evaluate_split(parts.test)
+    about = {"method": detector.method, "data": parts.root.resolve().name, **result, **detector.environment()}
+    command = f"mlffn report {run} {data}"
+    out.print(f"Report: {write_run_report(target, detector, parts, about, prediction, command=command)}")
 
 
 def _names(text: str) -> list[str]:

@@ -1,0 +1,175 @@
+"""The report of one run: verdicts, pictures, curves and how it was made, as one page that works offline."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from . import metrics
+from .datasets.folder import Split
+from .datasets.sources import Parts
+from .decision import Share
+from .detector import AnomalyDetector, Prediction, fitted
+from .figures import curve_figure, heatmap_panel, overlay, save_figure, training_curves
+from .page import Gallery, ReportFigure, Tile, write_report
+
+REPORT = "report.html"
+PANEL = "heatmaps.png"
+TILES = 300
+"""Pictures, at most; of more test images those with the highest and the lowest scores."""
+SIDE = 192
+"""Their longest side in pixels."""
+_PANEL_ALT = "Rows of test images with the outline of the defect, the score map, and the map laid over the image."
+
+
+def write_run_report(
+    folder: Path,
+    detector: AnomalyDetector,
+    parts: Parts,
+    result: dict[str, Any],
+    prediction: Prediction | None,
+    *,
+    command: str = "",
+) -> Path:
+    """Write ``report.html`` of a finished run, and a PNG with a typical image per defect; returns the report's path.
+
+    Parameters
+    ----------
+    folder : Path
+        The run folder.
+    detector : AnomalyDetector
+        Fitted.
+    parts : Parts
+        What it was fitted to and measured on; masks may be missing.
+    result : dict
+        The content of ``metrics.json``.
+    prediction : Prediction or None
+        Of the test images, if there are any.
+    command : str
+        What made the run.
+    """
+    notes = [f"Decision: {fitted(detector).describe()}."]
+    figures, tables, gallery = [], [], None
+    if prediction is not None:
+        save_figure(_panel(parts.test, prediction, detector, [0.5]), folder / PANEL, alt=_PANEL_ALT)
+        figures = list(_figures(detector, parts.test, prediction, result))
+        tables = [("At the threshold", _rates(result["decision"]))]
+        gallery = _gallery(detector, parts, prediction)
+    return write_report(
+        folder / REPORT,
+        title=f"{parts.root.resolve().name}: {detector.method}",
+        metrics=result,
+        notes=notes,
+        figures=[*figures, *_training(detector)],
+        tables=tables,
+        gallery=gallery,
+        config_toml=detector.config.to_toml(),
+        command=command,
+    )
+
+
+def _rates(decision: dict[str, Any]) -> pd.DataFrame:
+    """Return the rates at the threshold, in words, and how many of each defect were found."""
+    rows = [
+        ("false alarms", str(Share(**decision["false_alarms"]))),
+        ("defects found", str(Share(**decision["detections"]))),
+    ]
+    rows += [(f"of {defect}", found) for defect, found in decision["detections_by_defect"].items()]
+    return pd.DataFrame(rows, columns=["", "images"])
+
+
+def _figures(
+    detector: AnomalyDetector, test: Split, prediction: Prediction, result: dict[str, Any]
+) -> Iterator[ReportFigure]:
+    """Give the figures that the test images allow."""
+    labels = test.labels()
+    yield ReportFigure(
+        "Which defects it finds",
+        _panel(test, prediction, detector, [0.0, 1.0]),
+        "The highest and the lowest image score among the good images and among those of every defect. Ground truth is "
+        "outlined where there is any. The colours are fixed by the scores of good training images.",
+        _PANEL_ALT,
+    )
+    known = test.has_mask
+    maps, masks = prediction.maps[known], test.masks()[known]
+    if 0 < int(labels.sum()) < len(labels) and masks.any():
+        yield ReportFigure(
+            "Curves",
+            curve_figure(
+                metrics.roc_curve(prediction.scores, labels),
+                metrics.roc_curve(maps.flatten(), masks.flatten()),
+                metrics.region_curve(maps, masks),
+            ),
+            "ROC of images and pixels, and the share of each defect found against false positive pixels.",
+            f"ROC and PRO curves: image AUROC {result['image_auroc']:.3f}, pixel AUROC {result['pixel_auroc']:.3f}, "
+            f"PRO {result['pro']:.3f}.",
+        )
+
+
+def _training(detector: AnomalyDetector) -> list[ReportFigure]:
+    """Return the learning curves of a method that trains the paper's network."""
+    if not {"feature", "score", "consistency"} <= set(detector.history):
+        return []
+    return [
+        ReportFigure(
+            "Training",
+            training_curves(detector.history),
+            "Terms of equation (8), unweighted, and the learning rate of the heads.",
+            "Loss terms falling over the training steps, and the learning rate.",
+        )
+    ]
+
+
+def _panel(test: Split, prediction: Prediction, detector: AnomalyDetector, ranks: list[float]) -> Figure:
+    """Images of the good ones and of every defect, by their rank in score: 0 is the highest, 1 the lowest."""
+    chosen: list[int] = []
+    for defect in sorted(set(test.defects), key=lambda d: (d != "good", d)):
+        members = torch.tensor([i for i, d in enumerate(test.defects) if d == defect])
+        order = members[prediction.scores[members].argsort(descending=True)]
+        chosen += [int(order[round(rank * (len(order) - 1))]) for rank in ranks]
+    scale = fitted(detector)
+    return heatmap_panel(
+        test.images()[chosen],
+        prediction.maps[chosen],
+        vmin=scale.low,
+        vmax=scale.high,
+        masks=test.masks()[chosen],
+        scores=prediction.scores[chosen].tolist(),
+        titles=[test.defects[i].replace("_", " ") for i in chosen],
+    )
+
+
+def _gallery(detector: AnomalyDetector, parts: Parts, prediction: Prediction) -> Gallery:
+    """Return the judged test images, the highest score first."""
+    scale, test = fitted(detector), parts.test
+    order = prediction.scores.argsort(descending=True).tolist()
+    kept = order if len(order) <= TILES else [*order[: TILES // 2], *order[-(TILES // 2) :]]
+    tiles = [
+        Tile(
+            parts.name(test.paths[i]).removeprefix("test/"),
+            test.defects[i],
+            float(prediction.scores[i]),
+            bool(scale.rule.regions(prediction.maps[i].numpy())),
+            *_picture(test[i].image.numpy(), prediction.maps[i].numpy(), scale.low, scale.high),
+        )
+        for i in kept
+    ]
+    return Gallery(scale.threshold, tiles, len(order) - len(kept), bool(scale.min_area or scale.min_peak is not None))
+
+
+def _picture(image: np.ndarray, heat: np.ndarray, low: float, high: float) -> tuple[str, int, int]:
+    """Return a small JPEG of the heatmap over the image as a data address, its width and its height."""
+    picture = Image.fromarray(overlay(image, heat, low, high))
+    picture.thumbnail((SIDE, SIDE))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}", *picture.size

@@ -149,6 +149,8 @@ def train(
 
     use_threads(threads)
     parts = open_source(data, config.data, skip_bad=skip_bad)
+    for place in sorted({p.parent for p in (*parts.train.paths, *parts.test.paths)}):
+        _say_left_out(place)
     fabric = launch(config, devices) if devices > 1 else None
     first = fabric is None or fabric.global_rank == 0  # of the processes, to speak for all
     options = {} if fabric is None else {"fabric": fabric}
@@ -248,6 +250,8 @@ def predict(
         if value not in allowed:
             raise ConfigError(f"{name} {value} is unknown; choose one of {', '.join(allowed)}")
     use_threads(threads)
+    for place in filter(Path.is_dir, images):
+        _say_left_out(place)
     outputs = Outputs("none" if no_pictures else pictures, maps, masks)  # type: ignore[arg-type]
     detector = AnomalyDetector.load(run, device=device)
     table = write_predictions(detector, images, folder, outputs=outputs, resume=resume, coco=form == "coco")
@@ -310,6 +314,14 @@ def data_download(
     from .datasets.catalog import download
 
     out.print(f"{name} is in {download(name, root, category=category)}")
+
+
+def _say_left_out(folder: Path) -> None:
+    """Name what a folder of images holds that is not read."""
+    from .datasets.folder import left_out
+
+    for line in left_out(folder):
+        print(f"mlffn: {folder}: left out {line}", file=sys.stderr)
 
 
 def _command() -> str:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from .datasets.folder import few, image_tensor, list_images, open_image
+from .datasets.folder import few, image_tensor, left_out, list_images, open_image
 from .decision import Region, Rule, find_regions
 from .detector import PREDICT_BATCH, AnomalyDetector, Calibration, fitted
 from .errors import DataError, MlffnError
@@ -344,7 +344,8 @@ def collect_images(images: Sequence[Path]) -> list[Path]:
             raise DataError(f"image {path} does not exist; check the path")
         found = list_images(path) if path.is_dir() else [path]
         if not found:
-            raise DataError(f"folder {path} holds no image; give image files or a folder of them")
+            other = f", but {'; '.join(left_out(path))}" if left_out(path) else ""
+            raise DataError(f"folder {path} holds no image{other}; give image files or a folder of them")
         paths |= dict.fromkeys(found)
     return list(paths)
 

@@ -29,6 +29,8 @@ CACHE_BYTES = 2 * 1024**3
 _REFUSED = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
 _SUFFIXES = {s for s, f in Image.registered_extensions().items() if f in Image.OPEN and f not in _REFUSED}
 _FORMATS = sorted(set(Image.OPEN) - _REFUSED)
+_HEIC = {".heic", ".heif"} - _SUFFIXES  # where Pillow has no reader for them
+_SYSTEM = {"thumbs.db", "desktop.ini", "license", "readme", "readme.md", "readme.txt", "license.txt"}
 _GREY = ("1", "L", "LA", "La")
 _TOP = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1}  # the value that is white
 
@@ -253,6 +255,40 @@ def list_images(folder: Path) -> list[Path]:
     return sorted(p for p in found if p.suffix.lower() in _SUFFIXES and p.name[0] != "." and p.is_file())
 
 
+def left_out(folder: Path) -> list[str]:
+    """Say what a folder holds beside the images directly in it, a line per reason; hidden files do not count.
+
+    Sub-folders count if there are images in them: an image that is not read shall not vanish without a word.
+    """
+    found: dict[str, list[str]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.name[0] == "." or path.name.lower() in _SYSTEM:
+            continue
+        suffix = path.suffix.lower()
+        if path.is_dir() and suffix in _SUFFIXES:
+            reason = "folders named like images"
+        elif path.is_dir():
+            reason = "folders, whose images are not read" if any(map(_is_image, path.rglob("*"))) else ""
+        elif not path.exists():
+            reason = "links that lead nowhere"
+        elif not path.is_file():
+            reason = "devices or pipes"
+        elif suffix in _HEIC:
+            reason = "HEIC files, which cannot be read here; convert them to JPEG or PNG"
+        else:
+            reason = "" if suffix in _SUFFIXES else f"{suffix or 'nameless'} files, which are no images"
+        if reason:
+            found.setdefault(reason, []).append(path.name)
+    return [
+        f"{len(names)} {reason}: {', '.join(names[:3])}" + f" and {len(names) - 3} more" * (len(names) > 3)
+        for reason, names in found.items()
+    ]
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES | _HEIC and path.name[0] != "." and path.is_file()
+
+
 def _folders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".") if folder.is_dir() else []
 
@@ -266,9 +302,12 @@ def missing_good(layout: Layout) -> str | None:
     if categories:
         return f"{root} holds several categories ({few(categories)}); choose one, such as {root / categories[0]}"
     if good.is_dir():
-        return f"{good} holds no image; put good images there"
+        other = f", but {'; '.join(left_out(good))}" if left_out(good) else ""
+        return f"{good} holds no image{other}; put good images there"
     if (root / "train").exists() or (root / "test").exists():
         return f"{root} has no train/good; put the good images for training there"
+    if rest := left_out(root):
+        return f"{root} holds no image directly in it, but {'; '.join(rest)}; give a folder of images"
     return f"{root} is empty or holds no images; put good images into it, or into train/good below it"
 
 

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -14,6 +15,7 @@ from .folder import (
     Entry,
     Layout,
     image_tensor,
+    left_out,
     map_threads,
     mask_tensor,
     mask_values,
@@ -23,6 +25,9 @@ from .folder import (
     scan,
     times,
 )
+
+FEWEST = 10
+"""Good images below which a notice says that there are few."""
 
 
 @dataclass(frozen=True, order=True)
@@ -86,7 +91,8 @@ def verify(root: str | Path) -> VerifyReport:
     Faults: no good images; an image or mask that cannot be read; a mask of another size than its image, empty, of a
     good image, or of no image; the same pixels in the training and the test split. Notices: a defective image without
     a mask; a mask that is not binary or marks every pixel; the same pixels twice in one split; a test split with good
-    or with defective images only; folders below ``train`` that are not used.
+    or with defective images only; folders below ``train`` that are not used; fewer than ten good images, or images
+    that are constant; files and folders that are left out, by reason. What several images share is one line.
 
     Raises
     ------
@@ -110,7 +116,7 @@ def verify(root: str | Path) -> VerifyReport:
                 same = f"same pixels as {entries[j].path.relative_to(layout.root).as_posix()}"
                 report.findings.append(Finding(entries[i].path, same, j < len(layout.train) <= i))
     report.findings += _check_layout(layout)
-    report.findings.sort()
+    report.findings = sorted(_together(report.findings))
     return report
 
 
@@ -121,6 +127,8 @@ def _inspect(entry: Entry) -> tuple[list[Finding], tuple[str, str] | None, bytes
     about, digest = None, b""
     if image is not None:
         about = times(image), image.mode
+        if all(low == high for low, high in _extrema(image)):
+            found.append(Finding(entry.path, "every pixel has the same colour", fault=False))
         digest = hashlib.sha256(about[0].encode() + image_tensor(image, None).numpy().tobytes()).digest()
     if not entry.has_mask:
         found.append(Finding(entry.path, "no mask; pixel metrics cannot use it", fault=False))
@@ -146,6 +154,26 @@ def _open(path: Path, found: list[Finding]) -> Image.Image | None:
         return None
 
 
+def _extrema(image: Image.Image) -> list[tuple[float, float]]:
+    """Return the smallest and largest value of every band."""
+    found: Any = image.getextrema()
+    return list(found) if isinstance(found[0], tuple) else [found]
+
+
+def _together(findings: list[Finding]) -> list[Finding]:
+    """Make one finding of notices that more than two files of a folder share."""
+    groups: dict[tuple[Path, str], list[Finding]] = {}
+    for finding in findings:
+        groups.setdefault((finding.path.parent, finding.reason), []).append(finding)
+    kept: list[Finding] = []
+    for (folder, reason), group in groups.items():
+        if len(group) < 3 or group[0].fault:
+            kept += group
+        else:
+            kept.append(Finding(folder, f"{len(group)} images: {reason}", fault=False))
+    return kept
+
+
 def _check_layout(layout: Layout) -> list[Finding]:
     found: list[Finding] = []
     if missing := missing_good(layout):
@@ -161,5 +189,10 @@ def _check_layout(layout: Layout) -> list[Finding]:
     if len({e.label for e in layout.test}) == 1:
         lacks = "good" if layout.test[0].label else "defective"
         found.append(Finding(layout.root / "test", f"no {lacks} images; AUROC is undefined", fault=False))
+    folders = {e.path.parent for e in layout.train + layout.test} or {layout.root}
+    found += [Finding(p, f"left out: {line}", fault=False) for p in folders for line in left_out(p)]
+    if 0 < len(layout.train) < FEWEST:
+        few = f"{len(layout.train)} good images are few: thresholds promise little, and what varies is hardly known"
+        found.append(Finding(layout.train[0].path.parent, few, fault=False))
     unused = [p for p in layout.root.glob("train/*/") if p.name != "good" and p.is_dir()]
     return found + [Finding(p, "not used; only train/good is trained on", fault=False) for p in unused]

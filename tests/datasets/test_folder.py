@@ -303,6 +303,11 @@ def test_layout_faults_say_what_to_do(tmp_path: Path, mvtec: Path) -> None:
     fails(save(tmp_path / "x" / "file.png", pixels(0)), "is a file")
     (tmp_path / "void").mkdir()
     fails(tmp_path / "void", "is empty or holds no images")
+    for place in ("days/monday", "days/tuesday"):
+        (tmp_path / place).mkdir(parents=True)
+        save(tmp_path / place / "a.png", pixels(0))
+    (tmp_path / "days/phone.HEIC").write_bytes(b"")
+    fails(tmp_path / "days", "2 folders, whose images are not read: monday, tuesday; 1 HEIC files.*: phone.HEIC")
     fails(mvtec.parent, r"several categories \(part\); choose one, such as .*part")
     shutil.rmtree(mvtec / "train" / "good")
     fails(mvtec, "has no train/good")
@@ -364,7 +369,9 @@ def test_fingerprint_follows_names_and_contents(mvtec: Path, tmp_path: Path) -> 
 
 
 def found(report: VerifyReport, findings: list[Finding]) -> set[tuple[str, str]]:
-    return {(f.path.relative_to(report.root).as_posix(), f.reason.split(";")[0].split(" (")[0]) for f in findings}
+    """Path and first words of each finding; that four training images are few goes without saying here."""
+    told = [f for f in findings if "good images are few" not in f.reason]
+    return {(f.path.relative_to(report.root).as_posix(), f.reason.split(";")[0].split(" (")[0]) for f in told}
 
 
 def test_verify_of_a_sound_folder(mvtec: Path) -> None:
@@ -377,7 +384,32 @@ def test_verify_of_a_sound_folder(mvtec: Path) -> None:
     lines = report.lines()
     assert lines[0] == str(mvtec)
     assert "  test/scratch: 2 images, 2 masks" in lines
-    assert lines[-1] == "0 faults, 1 notices"
+    assert lines[-1] == "0 faults, 2 notices"
+    assert any(line.startswith("notice: train/good: 4 good images are few") for line in lines)
+
+
+def test_verify_says_what_is_left_out_and_what_many_share_once(mvtec: Path) -> None:
+    good = mvtec / "train" / "good"
+    for name in (".hidden.png", "Thumbs.db", "a.heic", "notes.txt"):
+        (good / name).write_bytes(b"")
+    (good / "gone.png").symlink_to(mvtec / "nowhere.png")
+    (good / "like.png").mkdir()
+    (good / "empty").mkdir()
+    save(good / "more" / "x.png", pixels(0))
+    for i in range(12):
+        save(mvtec / "test" / "dent" / f"1{i:02}.png", pixels(50 + i))
+    save(good / "flat.png", np.full_like(pixels(0), 7))
+    report = verify(mvtec)
+    assert report.faults == []
+    assert found(report, report.notices) == {
+        ("test/dent", "13 images: no mask"),
+        ("train/good", "left out: 1 HEIC files, which cannot be read here"),
+        ("train/good", "left out: 1 .txt files, which are no images: notes.txt"),
+        ("train/good", "left out: 1 links that lead nowhere: gone.png"),
+        ("train/good", "left out: 1 folders named like images: like.png"),
+        ("train/good", "left out: 1 folders, whose images are not read: more"),
+        ("train/good/flat.png", "every pixel has the same colour"),
+    }
 
 
 def test_verify_finds_everything_in_one_pass(mvtec: Path) -> None:
@@ -415,7 +447,7 @@ def test_verify_finds_everything_in_one_pass(mvtec: Path) -> None:
     }
     assert report.modes == {"RGB": 10, "L": 1}
     assert report.counts["train/good"] == (5, 0)
-    assert report.lines()[-1] == "8 faults, 5 notices"
+    assert report.lines()[-1] == "8 faults, 6 notices"
     assert report.lines(limit=2)[-2] == "... and 3 more notices"
 
 

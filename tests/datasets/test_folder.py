@@ -448,7 +448,7 @@ def test_verify_finds_everything_in_one_pass(mvtec: Path) -> None:
     assert report.modes == {"RGB": 10, "L": 1}
     assert report.counts["train/good"] == (5, 0)
     assert report.lines()[-1] == "8 faults, 6 notices"
-    assert report.lines(limit=2)[-2] == "... and 3 more notices"
+    assert report.lines(limit=2)[-2] == "... and 4 more notices"
 
 
 def test_verify_reports_missing_good_images_and_one_sided_tests(mvtec: Path, tmp_path: Path) -> None:

@@ -250,10 +250,10 @@ def predict(
         if value not in allowed:
             raise ConfigError(f"{name} {value} is unknown; choose one of {', '.join(allowed)}")
     use_threads(threads)
-    for place in filter(Path.is_dir, images):
-        _say_left_out(place)
     outputs = Outputs("none" if no_pictures else pictures, maps, masks)  # type: ignore[arg-type]
     detector = AnomalyDetector.load(run, device=device)
+    for place in filter(Path.is_dir, images):
+        _say_left_out(place)
     table = write_predictions(detector, images, folder, outputs=outputs, resume=resume, coco=form == "coco")
     count = int((table["verdict"] == NOK).sum())
     out.print(f"{len(table)} images, {count} NOK; scores.csv and regions.csv are in {folder}")

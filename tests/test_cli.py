@@ -75,6 +75,8 @@ def test_train_writes_a_complete_run_folder(trained: Path) -> None:
         "checkpoint.safetensors",
         "history.csv",
         "metrics.json",
+        "report.html",
+        "heatmaps.png",
     }
     result = json.loads((trained / "metrics.json").read_text())
     assert {"image_auroc", "pixel_auroc", "pro"} <= result.keys()

@@ -365,7 +365,7 @@ class AnomalyDetector:
         dict
             ``image_auroc``, ``pixel_auroc``, ``pro`` as fractions, at the resolution ``shape``, masks resized to it;
             ``per_defect`` with the image AUROC of each defect against all good images; ``average_precision``;
-            ``decision`` with the threshold and what it does to these images, see :meth:`decide`; counts and seconds.
+            ``decision``, once calibrated: the threshold and what it does here, see :meth:`decide`; counts and seconds.
             Pixel metrics leave out anomalous images without a mask, and are NaN if none has one.
 
         Raises
@@ -388,7 +388,7 @@ class AnomalyDetector:
         return {
             **measure(prediction, split),
             "average_precision": metrics.average_precision(prediction.scores, labels),
-            "decision": self.decide(prediction, split),
+            **({"decision": self.decide(prediction, split)} if self.calibration else {}),
             "per_defect": {d: metrics.image_auroc(prediction.scores[i], labels[i]) for d, i in of_defect.items()},
             "shape": list(split.shape),
             "images": len(split),

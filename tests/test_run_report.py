@@ -59,6 +59,17 @@ def test_what_is_missing_is_left_out(fitted: AnomalyDetector, parts: Path, tmp_p
     assert "data-score" not in text
 
 
+def test_a_detector_without_a_threshold_is_measured_all_the_same(
+    fitted: AnomalyDetector, folder: AnomalyFolder
+) -> None:
+    whole = fitted.evaluate(folder)
+    calibration, fitted.calibration = fitted.calibration, None
+    try:
+        assert fitted.evaluate(folder).keys() == whole.keys() - {"decision"}
+    finally:
+        fitted.calibration = calibration
+
+
 def test_of_many_images_the_ends_are_shown(
     fitted: AnomalyDetector, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

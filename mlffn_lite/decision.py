@@ -56,8 +56,15 @@ class Rule:
 
     def regions(self, score_map: Any) -> list[Region]:
         """Return the regions of a map (H, W) that count, the highest peak first; the image is anomalous if any does."""
-        found = find_regions(score_map, self.threshold)[1]
-        return [r for r in found if r.area >= self.min_area and r.peak >= self.min_peak]
+        return [r for r in find_regions(score_map, self.threshold)[1] if self._counts(r)]
+
+    def mask(self, score_map: Any) -> np.ndarray:
+        """Return the pixels of the regions of a map (H, W) that count, (H, W) bool."""
+        labels, regions = find_regions(score_map, self.threshold)
+        return np.isin(labels, [i for i, r in enumerate(regions, 1) if self._counts(r)])
+
+    def _counts(self, region: Region) -> bool:
+        return region.area >= self.min_area and region.peak >= self.min_peak
 
 
 def find_regions(score_map: Any, threshold: float) -> tuple[np.ndarray, list[Region]]:

@@ -20,8 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from .datasets.folder import few, image_tensor, left_out, list_images, open_image
-from .decision import Region, Rule, find_regions
+from .datasets.folder import but_holds, few, image_tensor, list_images, open_image
+from .decision import Region
 from .detector import PREDICT_BATCH, AnomalyDetector, Calibration, fitted
 from .errors import DataError, MlffnError
 from .figures import overlay
@@ -238,17 +238,9 @@ def _write(
         steps = np.clip((heat - scale.low) / (scale.high - scale.low), 0, 1) * 65535
         write_atomic(folder / files["map"], _encoded(Image.fromarray(steps.round().astype(np.uint16)), "TIFF"))
     if "mask" in files:
-        inside = _mask(heat, scale.rule)
         size = _reduced(loaded.size, outputs.longest_side) or loaded.size[::-1]
-        mask = Image.fromarray(inside * np.uint8(255)).resize(size[::-1], Image.Resampling.NEAREST)
+        mask = Image.fromarray(scale.rule.mask(heat) * np.uint8(255)).resize(size[::-1], Image.Resampling.NEAREST)
         write_atomic(folder / files["mask"], _encoded(mask, "PNG"))
-
-
-def _mask(heat: np.ndarray, rule: Rule) -> np.ndarray:
-    """Return the pixels of the regions that count, uint8."""
-    labels, regions = find_regions(heat, rule.threshold)
-    counts = [i + 1 for i, r in enumerate(regions) if r.area >= rule.min_area and r.peak >= rule.min_peak]
-    return np.isin(labels, counts).astype(np.uint8)
 
 
 def _enlarged(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
@@ -344,8 +336,7 @@ def collect_images(images: Sequence[Path]) -> list[Path]:
             raise DataError(f"image {path} does not exist; check the path")
         found = list_images(path) if path.is_dir() else [path]
         if not found:
-            other = f", but {'; '.join(left_out(path))}" if left_out(path) else ""
-            raise DataError(f"folder {path} holds no image{other}; give image files or a folder of them")
+            raise DataError(f"folder {path} holds no image{but_holds(path)}; give image files or a folder of them")
         paths |= dict.fromkeys(found)
     return list(paths)
 

@@ -316,6 +316,11 @@ def set_rate(optimizer: torch.optim.Optimizer, train: TrainConfig, step: int, st
         warm = max(1, steps // 10)
         done = (step - warm) / max(1, steps - warm)
         factor = (step + 1) / warm if step < warm else 0.5 * (1 + math.cos(math.pi * done))
+    return scale_rates(optimizer, factor)
+
+
+def scale_rates(optimizer: torch.optim.Optimizer, factor: float) -> float:
+    """Set the learning rates to a share of their peaks and return that of the first group."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak"] * factor
     return float(optimizer.param_groups[0]["lr"])

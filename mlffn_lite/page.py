@@ -131,8 +131,6 @@ def _gallery(gallery: Gallery) -> dict[str, Any]:
         "threshold": gallery.threshold,
         "low": float(left),
         "high": float(left + width),
-        "left": float(left),
-        "right": float(left + width),
         "start": round(1000 * math.sqrt(place)),
         "mark": round(600 * place, 1),
         "bars": bars,

@@ -285,6 +285,12 @@ def left_out(folder: Path) -> list[str]:
     ]
 
 
+def but_holds(folder: Path) -> str:
+    """Return what :func:`left_out` says, to go on after "holds no image"; empty if that is nothing."""
+    rest = left_out(folder)
+    return f", but {'; '.join(rest)}" if rest else ""
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES | _HEIC and path.name[0] != "." and path.is_file()
 
@@ -302,12 +308,11 @@ def missing_good(layout: Layout) -> str | None:
     if categories:
         return f"{root} holds several categories ({few(categories)}); choose one, such as {root / categories[0]}"
     if good.is_dir():
-        other = f", but {'; '.join(left_out(good))}" if left_out(good) else ""
-        return f"{good} holds no image{other}; put good images there"
+        return f"{good} holds no image{but_holds(good)}; put good images there"
     if (root / "train").exists() or (root / "test").exists():
         return f"{root} has no train/good; put the good images for training there"
-    if rest := left_out(root):
-        return f"{root} holds no image directly in it, but {'; '.join(rest)}; give a folder of images"
+    if rest := but_holds(root):
+        return f"{root} holds no image directly in it{rest}; give a folder of images"
     return f"{root} is empty or holds no images; put good images into it, or into train/good below it"
 
 

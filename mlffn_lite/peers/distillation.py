@@ -1,15 +1,18 @@
-"""What two methods need that first distil a small network from a large one: other views of the few images there are.
+"""What two methods share that first distil a small network from a large one: other views of the few images there are.
 
 Both also hold out good images to scale their scores by, and have a faster rate where schedules are small.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..datasets.folder import Split
+from .trained import TrainedPeer
 
 HELD_OUT = 10
 """One good image of so many is not trained on."""
@@ -17,6 +20,26 @@ GAIN = 0.5
 """Largest change of a colour channel, as a share of it."""
 SHORT_RATE = 10.0
 """Learning rates of a small schedule in units of the papers', which have hundreds of times as many steps."""
+
+
+SAMPLE = 64
+"""Images, at most, that means and deviations of features are taken from."""
+
+
+class DistillingPeer(TrainedPeer):
+    """A peer whose last step scales its scores by good images that it was not trained on.
+
+    Attributes
+    ----------
+    held : Split
+        These images, while it is fitted.
+    """
+
+    held: Split
+
+    def _fit(self, train: Split, *, run: Path | None, progress: bool, resume: bool) -> float:
+        rest, self.held = hold_out(train)
+        return super()._fit(rest, run=run, progress=progress, resume=resume)
 
 
 def views(
@@ -69,6 +92,11 @@ def views(
     order = torch.rand(count, 3, generator=generator).argsort(1).to(device)
     seen = seen.gather(1, order[:, :, None, None].expand_as(seen))
     return (seen * uniform(1 - GAIN, 1 + GAIN, 3, 1, 1)).clamp(0, 1)
+
+
+def sample_of(train: Split) -> Split:
+    """Return evenly spread images of a split, :data:`SAMPLE` at most."""
+    return train.subset(torch.arange(0, len(train), -(-len(train) // SAMPLE)))
 
 
 def hold_out(train: Split) -> tuple[Split, Split]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -18,8 +17,7 @@ from ..datasets.folder import Split
 from ..detector import batches
 from ..features import upsample
 from ..layers import no_autocast, resize
-from .distillation import SHORT_RATE, hold_out, views
-from .trained import TrainedPeer
+from .distillation import SHORT_RATE, DistillingPeer, sample_of, views
 
 CHANNELS = 384
 """Channels of teacher and autoencoder; the student has twice as many, one half to imitate each."""
@@ -33,11 +31,9 @@ P_HARD = 0.999
 """Share of the student's squared errors that the hard feature loss leaves out."""
 QUANTILES = (0.9, 0.995)
 """Quantiles of good maps that are brought to 0 and 0.1."""
-SAMPLE = 64
-"""Images, at most, whose features' means and deviations are taken."""
 
 
-class EfficientAD(TrainedPeer):
+class EfficientAD(DistillingPeer):
     """How far a student is from a teacher in small patches, and from an autoencoder that sees the whole image.
 
     Parameters
@@ -68,10 +64,6 @@ class EfficientAD(TrainedPeer):
     lr = 1e-4
     weight_decay: ClassVar[float] = 1e-5
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self._held: Split | None = None
-
     def _build(self) -> nn.Module:
         return EfficientADNetwork(self.config)
 
@@ -97,7 +89,7 @@ class EfficientAD(TrainedPeer):
         network = self.module
         if step not in (0, self._distil_steps()):
             return
-        sample = train.subset(torch.arange(0, len(train), -(-len(train) // SAMPLE)))
+        sample = sample_of(train)
         see = network.features if step == 0 else network.teacher_raw
         mean, std = channel_moments([see(self._pixels(x)) for images in batches(sample) for x in images.split(1)])
         if step == 0:
@@ -128,14 +120,9 @@ class EfficientAD(TrainedPeer):
         both = (encoded - student_changed[:, CHANNELS:]).square().mean()
         return hard + whole + both, zero, hard.detach(), whole.detach(), both.detach()
 
-    def _fit(self, train: Split, *, run: Path | None, progress: bool, resume: bool) -> float:
-        rest, self._held = hold_out(train)
-        return super()._fit(rest, run=run, progress=progress, resume=resume)
-
     def _finish(self, train: Split) -> None:
         """Quantiles of both maps of the images held out."""
-        assert self._held is not None
-        found = [self._run(x, lambda y: torch.stack(self.module.maps(y), 1)).flatten(2) for x in batches(self._held)]
+        found = [self._run(x, lambda y: torch.stack(self.module.maps(y), 1)).flatten(2) for x in batches(self.held)]
         for place, values in enumerate(torch.cat(found).unbind(1)):
             self.module.quantiles[place] = torch.stack([quantile(values, q) for q in QUANTILES])
 

@@ -14,7 +14,7 @@ from ..config import Config
 from ..datasets.folder import Split
 from ..detector import AnomalyDetector
 from ..devices import generator_for
-from ..loop import Images, Loop
+from ..loop import Images, Loop, scale_rates
 from ..storage import load_module
 
 
@@ -126,10 +126,7 @@ class _PeerLoop(Loop):
         return round(self.config.train.steps * self.peer.pace) or self.peer._paper_steps(images)
 
     def set_rate(self, steps: int) -> float:
-        factor = self.peer._factor(self.step, steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["peak"] * factor
-        return float(self.optimizer.param_groups[0]["lr"])
+        return scale_rates(self.optimizer, self.peer._factor(self.step, steps))
 
     def losses(self, images: Images) -> Sequence[Tensor]:
         with torch.no_grad():

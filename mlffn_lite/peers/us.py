@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -16,8 +15,7 @@ from ..datasets.folder import Split
 from ..detector import batches
 from ..features import upsample
 from ..layers import no_autocast
-from .distillation import SHORT_RATE, hold_out, views
-from .trained import TrainedPeer
+from .distillation import SHORT_RATE, DistillingPeer, sample_of, views
 
 FIELD = 33
 """Side p of the patches; of the paper's 17, 33 and 65 the best alone."""
@@ -31,11 +29,9 @@ ZOOM = (0.5, 2.0)
 """Patches for the distillation show between half and twice the patch's side of the image."""
 TEACHER_STEPS, EPOCHS = 50_000, 100
 """Steps of the distillation, and passes of the students, in the paper."""
-SAMPLE = 64
-"""Images, at most, that the descriptors' mean and deviation are taken from."""
 
 
-class UninformedStudents(TrainedPeer):
+class UninformedStudents(DistillingPeer):
     """Squared error of the students' mean descriptor and their variance, each in units of good images.
 
     Parameters
@@ -69,10 +65,6 @@ class UninformedStudents(TrainedPeer):
     stride: ClassVar[int] = 4
     """Pixels between the patches that are scored: 4, 2 or 1."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self._held: Split | None = None
-
     def _build(self) -> nn.Module:
         return StudentsNetwork(self.config)
 
@@ -96,7 +88,9 @@ class UninformedStudents(TrainedPeer):
     def _prepare(self, train: Split, step: int) -> None:
         """Standardise the backbone's descriptors before the distillation, the teacher's after it."""
         network = self.module
-        sample = train.subset(torch.arange(0, len(train), -(-len(train) // SAMPLE)))
+        if step not in (0, self._teacher_steps()):
+            return
+        sample = sample_of(train)
         if step == 0:
             generator = torch.Generator().manual_seed(self.config.train.seed)
             seen = torch.cat([self._patches(self._pixels(images), generator) for images in batches(sample)])
@@ -133,14 +127,9 @@ class UninformedStudents(TrainedPeer):
         loss = sum(((s(x).float() - surrogate).square().sum(1).mean() for s in network.students), zero)
         return loss, zero, zero, loss.detach()
 
-    def _fit(self, train: Split, *, run: Path | None, progress: bool, resume: bool) -> float:
-        rest, self._held = hold_out(train)
-        return super()._fit(rest, run=run, progress=progress, resume=resume)
-
     def _finish(self, train: Split) -> None:
         """Mean and deviation of both terms on the images held out."""
-        assert self._held is not None
-        found = torch.cat([self._run(x, self._both) for x in batches(self._held)])  # (M, 2, h, w)
+        found = torch.cat([self._run(x, self._both) for x in batches(self.held)])  # (M, 2, h, w)
         values = found.transpose(0, 1).flatten(1).double()
         self.module.scale[:, 0] = values.mean(1)
         self.module.scale[:, 1] = values.std(1, correction=0).clamp(min=1e-12)

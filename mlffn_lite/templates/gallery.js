@@ -44,8 +44,7 @@
     }
     document.getElementById("count").textContent = `${visible} of ${tiles.length} pictures`;
     const line = document.getElementById("mark");
-    const [left, right] = [Number(line.dataset.left), Number(line.dataset.right)];
-    const x = 600 * (threshold - left) / (right - left || 1);
+    const x = 600 * (threshold - low) / (high - low);
     line.setAttribute("x1", x);
     line.setAttribute("x2", x);
   }

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peer_checks import check_any_size, check_seeds_and_saving
 from torch import Tensor
 
 from mlffn_lite.config import Config
@@ -229,26 +230,13 @@ def test_the_classes_are_learned_and_defects_stand_out(fitted: tuple[CutPaste, P
 
 @pytest.mark.parametrize("size", [(32, 32), (70, 50), (64, 100)])
 def test_any_size_and_constant_images(size: tuple[int, int], fitted: tuple[CutPaste, Path]) -> None:
-    with torch.inference_mode():
-        maps = fitted[0]._score(torch.stack([torch.rand(3, *size), torch.zeros(3, *size), torch.ones(3, *size)]))
-    assert maps.shape == (3, *size)
-    assert torch.isfinite(maps).all()
-    images = torch.zeros(4, 3, *size)
-    (loss,) = CutPaste(CONFIG)._losses(images, 0, generator())
+    check_any_size(fitted[0], size)
+    (loss,) = CutPaste(CONFIG)._losses(torch.zeros(4, 3, *size), 0, generator())
     assert torch.isfinite(loss)
 
 
 def test_same_seed_and_saved_runs_give_the_same_maps(fitted: tuple[CutPaste, Path], folder: AnomalyFolder) -> None:
-    detector, run = fitted
-    images = folder.test.images()[:2]
-    assert torch.equal(CutPaste.load(run, device="cpu").predict(images).maps, detector.predict(images).maps)
-    short, twice = CONFIG.replace(train={"steps": 2}), list[Tensor]()
-    for seed in (0, 0, 1):
-        torch.manual_seed(len(twice))
-        own = CutPaste(short.replace(train={"seed": seed})).fit(folder, progress=False)
-        twice.append(own.predict(images).maps)
-    assert torch.equal(twice[0], twice[1])
-    assert not torch.equal(twice[0], twice[2])
+    check_seeds_and_saving(*fitted, folder, steps=2)
 
 
 def test_the_papers_schedule() -> None:

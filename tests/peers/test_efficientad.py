@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peer_checks import check_resuming
+from peer_checks import check_hole, check_resuming, good_and_with_hole
 from torch.nn import functional as F
 
 from mlffn_lite.config import Config
@@ -189,25 +189,13 @@ def test_the_teacher_is_standardised_and_left_alone_by_the_second_part(folder: A
 
 def test_losses_fall_and_a_hole_stands_out() -> None:
     """A hole in a regular pattern."""
-    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
-    rng = torch.Generator().manual_seed(0)
-    good = torch.stack(
-        [(0.5 + 0.3 * torch.sin((x + s) * 0.8) * torch.sin(y * 0.8)).expand(3, 64, 64) for s in range(10)]
-    )
-    good = (good + 0.01 * torch.randn(good.shape, generator=rng)).clamp(0, 1)
+    good, bad = good_and_with_hole()
     config = CONFIG.replace(train={"steps": 90})
     detector = EfficientAD(config).fit(list(good), progress=False)
     history, part = detector.history, detector._distil_steps() // 10
     assert history["distillation"][part - 1] < 0.95 * history["distillation"][0]
     assert history["student"].iloc[-2:].mean() < 0.8 * history["student"][part]
-    bad = good[:4].clone()
-    bad[:, :, 24:36, 30:42] = torch.tensor([0.9, 0.2, 0.1]).view(3, 1, 1)
-    maps, scores = detector.predict(bad)
-    assert (scores > detector.predict(good).scores.max()).all()
-    inside = maps[:, 24:36, 30:42].mean((1, 2))
-    outside = maps.clone()
-    outside[:, 12:48, 18:54] = 0
-    assert (inside > outside.amax((1, 2))).all()
+    check_hole(detector, good, bad, around=(slice(12, 48), slice(18, 54)))
 
 
 def test_save_load_and_seed(fitted: tuple[EfficientAD, Path], folder: AnomalyFolder) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from peer_checks import check_any_size, check_seeds_and_saving
 from torch import Tensor, nn
 
 from mlffn_lite.backbones import build_backbone
@@ -259,26 +260,14 @@ def test_maps_are_upsampled_norms(fitted: tuple[FCDD, Path], folder: AnomalyFold
 
 @pytest.mark.parametrize("size", [(32, 32), (70, 50), (96, 160)])
 def test_any_size_and_constant_images(size: tuple[int, int], fitted: tuple[FCDD, Path]) -> None:
+    check_any_size(fitted[0], size)
     images = torch.stack([torch.rand(3, *size), torch.zeros(3, *size), torch.ones(3, *size)])
-    with torch.inference_mode():
-        maps = fitted[0]._score(images)
-    assert maps.shape == (3, *size)
-    assert torch.isfinite(maps).all()
     (loss,) = FCDD(CONFIG)._losses(images, 0, generator())
     assert torch.isfinite(loss)
 
 
 def test_same_seed_and_saved_runs_give_the_same_maps(fitted: tuple[FCDD, Path], folder: AnomalyFolder) -> None:
-    detector, run = fitted
-    images = folder.test.images()[:2]
-    assert torch.equal(FCDD.load(run, device="cpu").predict(images).maps, detector.predict(images).maps)
-    short, twice = CONFIG.replace(train={"steps": 2}), list[Tensor]()
-    for seed in (0, 0, 1):
-        torch.manual_seed(len(twice))
-        own = FCDD(short.replace(train={"seed": seed})).fit(folder, progress=False)
-        twice.append(own.predict(images).maps)
-    assert torch.equal(twice[0], twice[1])
-    assert not torch.equal(twice[0], twice[2])
+    check_seeds_and_saving(*fitted, folder, steps=2)
 
 
 def test_the_papers_schedule() -> None:

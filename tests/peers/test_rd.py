@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from peer_checks import check_any_size, check_seeds_and_saving
 from torch import Tensor, nn
 
 from mlffn_lite.backbones import build_backbone
@@ -201,26 +202,13 @@ def test_maps_are_smoothed(fitted: tuple[ReverseDistillation, Path], folder: Ano
 
 @pytest.mark.parametrize("size", [(32, 32), (70, 50), (96, 160)])
 def test_any_size_and_constant_images(size: tuple[int, int], fitted: tuple[ReverseDistillation, Path]) -> None:
-    with torch.inference_mode():
-        maps = fitted[0]._score(torch.stack([torch.rand(3, *size), torch.zeros(3, *size), torch.ones(3, *size)]))
-    assert maps.shape == (3, *size)
-    assert torch.isfinite(maps).all()
+    check_any_size(fitted[0], size)
 
 
 def test_same_seed_and_saved_runs_give_the_same_maps(
     fitted: tuple[ReverseDistillation, Path], folder: AnomalyFolder
 ) -> None:
-    detector, run = fitted
-    images = folder.test.images()
-    maps = detector.predict(images).maps
-    assert torch.equal(ReverseDistillation.load(run, device="cpu").predict(images).maps, maps)
-    short, twice = CONFIG.replace(train={"steps": 3}), list[Tensor]()
-    for seed in (0, 0, 1):
-        torch.manual_seed(len(twice))
-        own = ReverseDistillation(short.replace(train={"seed": seed})).fit(folder, progress=False)
-        twice.append(own.predict(images[:2]).maps)
-    assert torch.equal(twice[0], twice[1])
-    assert not torch.equal(twice[0], twice[2])
+    check_seeds_and_saving(*fitted, folder, steps=3)
 
 
 def test_the_papers_schedule() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peer_checks import check_resuming
+from peer_checks import check_hole, check_resuming, good_and_with_hole
 from torch.nn import functional as F
 
 from mlffn_lite.config import Config
@@ -142,22 +142,12 @@ def test_score_is_the_sum_of_both_terms_in_units_of_held_out_images(
 
 
 def test_losses_fall_and_a_hole_stands_out() -> None:
-    y, x = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
-    good = torch.stack(
-        [(0.5 + 0.3 * torch.sin((x + s) * 0.8) * torch.sin(y * 0.8)).expand(3, 64, 64) for s in range(10)]
-    )
-    good = (good + 0.01 * torch.randn(good.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 1)
+    good, bad = good_and_with_hole()
     detector = UninformedStudents(CONFIG.replace(train={"steps": 120})).fit(list(good), progress=False)
     history, part = detector.history, detector._teacher_steps() // 10
     assert history["distillation"][part - 1] < 0.9 * history["distillation"][0]
     assert history["students"].iloc[-2:].mean() < 0.8 * history["students"][part]
-    bad = good[:4].clone()
-    bad[:, :, 24:36, 30:42] = torch.tensor([0.9, 0.2, 0.1]).view(3, 1, 1)
-    maps, scores = detector.predict(bad)
-    assert (scores > detector.predict(good).scores.max()).all()
-    outside = maps.clone()
-    outside[:, 8:52, 14:58] = 0
-    assert (maps[:, 24:36, 30:42].mean((1, 2)) > outside.amax((1, 2))).all()
+    check_hole(detector, good, bad, around=(slice(8, 52), slice(14, 58)))
 
 
 def test_save_load_and_seed(fitted: tuple[UninformedStudents, Path], folder: AnomalyFolder) -> None:

@@ -9,14 +9,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..errors import StudyError, extra
+from filelock import FileLock, Timeout
+
+from ..errors import StudyError
 from ..labels import METRIC_LABELS
 from ..storage import write_json
 from .cell import NUMERICS, Cell, digest_of
 from .grid import Grid, Place, merge
-
-with extra("studies"):
-    from filelock import FileLock, Timeout
 
 CELLS, DATA, GRIDS, LOCKS = "cells", "data", "grids", "locks"
 FAILED = ".failed.json"

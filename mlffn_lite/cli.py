@@ -128,6 +128,12 @@ def train(
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: train.steps=400.")] = None,
     device: Device = None,
     threads: Threads = None,
+    crop: Annotated[
+        str | None, typer.Option(metavar="L,T,W,H|auto", help="Part of each photograph to look at (data.crop).")
+    ] = None,
+    ignore: Annotated[
+        str | None, typer.Option(metavar="MASK", help="Image, white where pixels count for nothing (data.ignore).")
+    ] = None,
     devices: Annotated[
         int, typer.Option(min=1, help="Devices to train on; more than 1 needs the [distributed] extra.")
     ] = 1,
@@ -137,12 +143,17 @@ def train(
     """Train a detector on good images, evaluate it on the test images if there are any, and write a run folder."""
     config = Config.load(config_file) if config_file else Config.preset(preset)
     config = config.override(settings or [])
-    config = config.replace(train={k: v for k, v in (("seed", seed), ("device", device)) if v is not None})
+    given: dict[str, dict[str, Any]] = {
+        "train": {"seed": seed, "device": device},
+        "data": {"crop": crop, "ignore": ignore},
+    }
+    config = config.replace(**{k: {n: v for n, v in some.items() if v is not None} for k, some in given.items()})
     check_folder(folder, resume)
     if config.train.batch < devices:
         raise ConfigError(f"--devices {devices} must be at most train.batch = {config.train.batch}")
 
     from .datasets.sources import open_source
+    from .datasets.view import View
     from .detector import AnomalyDetector, fitted
     from .loop import Interrupted
     from .run_report import write_run_report
@@ -165,6 +176,8 @@ def train(
         result, prediction = detector.complete_run(folder, parts, preset=str(config_file or preset))
         report = write_run_report(folder, detector, parts, result, prediction, command=_command())
         print_metrics(result)
+        if detector.view != View():
+            out.print(f"Looks at {detector.view.describe()}")
         out.print(f"Decision: {fitted(detector).describe()}")
         out.print(f"Run: {folder}\nReport: {report}")
 
@@ -174,12 +187,11 @@ def evaluate(
     run: RunFolder, data: DataFolder, device: Device = None, threads: Threads = None, skip_bad: SkipBad = False
 ) -> None:
     """Measure a trained detector on the test images of a folder and print the metrics."""
-    from .datasets.sources import open_source
     from .detector import AnomalyDetector, fitted
 
     use_threads(threads)
     detector = AnomalyDetector.load(run, device=device)
-    result = detector.evaluate(open_source(data, detector.config.data, shape=detector.shape, skip_bad=skip_bad))
+    result = detector.evaluate(detector.open(data, skip_bad=skip_bad))
     print_metrics({**result, **detector.environment()})
     out.print(f"Decision: {fitted(detector).describe()}")
 

@@ -5,13 +5,23 @@ A bound, a choice and a meaning stand beside their field. ``Config.model_json_sc
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
 import tomli_w
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from . import registry
@@ -39,6 +49,18 @@ def _weights(group: str) -> AfterValidator:
 Kinds = Annotated[dict[str, Weight], _weights("kinds")]
 
 
+def _crop(value: Any) -> Any:
+    """Read a box, written as a list or as ``"10,20,300,200"``."""
+    if value in ("none", "auto"):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*){3}", value):
+        value = list(map(int, value.split(",")))
+    whole = isinstance(value, list | tuple) and len(value) == 4 and all(type(v) is int and v >= 0 for v in value)
+    if not whole or min(value[2:]) < 8:
+        raise ValueError(f"must be auto, none or left,top,width,height in pixels, 8 or more a side, got {value!r}")
+    return tuple(value)
+
+
 class Section(BaseModel):
     """A section of the configuration: its values never change, types are strict, unknown keys are refused."""
 
@@ -62,6 +84,16 @@ class DataConfig(Section):
     """Squeeze them to that square, or resize to about as many pixels in the training images' median aspect ratio."""
     source: str = "folder"
     """What opens the data: image folders, or a source of one's own by import path, see ``datasets.sources``."""
+    # Younger than stored results, whose names depend on what stands in them: left out where it is the default.
+    crop: Annotated[
+        Literal["none", "auto"] | tuple[int, int, int, int],
+        BeforeValidator(_crop),
+        Field(exclude_if=lambda value: value == "none"),
+    ] = "none"
+    """Part of every photograph that is looked at: left, top, width, height in its pixels; or ``auto``, the box of what
+    stands out or varies in the good training images."""
+    ignore: Annotated[str, Field(exclude_if=lambda value: not value)] = ""
+    """Image of the photographs' size, white where pixels count for nothing."""
 
 
 class PseudoConfig(Section):

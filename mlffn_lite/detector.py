@@ -18,6 +18,7 @@ from . import metrics, registry
 from .config import Config
 from .datasets.folder import Split
 from .datasets.sources import Parts, iterate_batches, open_source
+from .datasets.view import View
 from .decision import Rule, decision_rates, promise_of, promised_threshold
 from .devices import autocast_dtype, resolve_device
 from .errors import CheckpointError, ConfigError, DataError, TrainingError
@@ -145,6 +146,8 @@ class AnomalyDetector:
         Name of the method in files, tables and on the command line.
     shape : (int, int)
         Height and width that every image is brought to: those of the images it was fitted to.
+    view : View
+        What of every photograph it looks at: ``data.crop`` and ``data.ignore``, as they were when it was fitted.
     calibration : Calibration or None
         Present once fitted.
     history : DataFrame
@@ -184,7 +187,7 @@ class AnomalyDetector:
         own = registry.name_of("methods", type(self))
         self.config = config if config.method == own else config.replace(method=own)
         self.device = resolve_device(config.train.device)
-        self.shape = (config.data.size, config.data.size)
+        self.shape, self.view = (config.data.size, config.data.size), View()
         self.calibration: Calibration | None = None
         self.history = pd.DataFrame()
         self.step, self.seconds = 0, 0.0
@@ -217,10 +220,10 @@ class AnomalyDetector:
         CheckpointError
             If ``out`` holds a run, without ``resume``; or one that is damaged or of another configuration or data.
         """
-        parts = self._open(source)
+        parts = self.open(source)
         if not len(parts.train):
             raise DataError("there is no good image to fit to; give unlabelled images, or some labelled good")
-        self.shape = parts.shape
+        self.shape, self.view = parts.shape, parts.view
         run = Path(out) if out is not None else None
         if run is not None:
             self._data = parts.fingerprint(test=False)
@@ -276,14 +279,16 @@ class AnomalyDetector:
         Returns
         -------
         Prediction
-            Maps at the fitted size, :attr:`shape`, which all images are brought to.
+            Maps at the fitted size, :attr:`shape`, which all images are brought to: of what :attr:`view` lets see of
+            them. At ignored pixels stands the lowest score of the others.
 
         Raises
         ------
         DataError
             If a file cannot be read, or pixels have another shape, type or range.
         """
-        parts = [self._run(batch, self._score).cpu() for batch in iterate_batches(images, self.shape, PREDICT_BATCH)]
+        found = iterate_batches(images, self.shape, PREDICT_BATCH, self.view)
+        parts = [self.view.quiet(self._run(batch, self._score).cpu()) for batch in found]
         maps = torch.cat(parts) if parts else torch.zeros(0, *self.shape)
         return Prediction(maps, maps.flatten(1).amax(1) if len(maps) else torch.zeros(0))
 
@@ -373,7 +378,7 @@ class AnomalyDetector:
         DataError
             If there is no test image.
         """
-        return self.evaluate_split(self._open(source).test)[0]
+        return self.evaluate_split(self.open(source).test)[0]
 
     def evaluate_split(self, split: Split) -> tuple[dict[str, Any], Prediction]:
         """As :meth:`evaluate`, and return the prediction too."""
@@ -424,6 +429,7 @@ class AnomalyDetector:
             "config": self.config.to_dict(),
             "data": self._data,
             "shape": list(self.shape),
+            "view": self.view.to_dict(),
             "calibration": self.calibration and dataclasses.asdict(self.calibration),
         }
         write_atomic(folder / CONFIG, self.config.to_toml())
@@ -470,11 +476,14 @@ class AnomalyDetector:
         if not state.get("calibration"):
             return False
         if self._data and state.get("data") != self._data:
-            raise CheckpointError(f"the training images are not those of {run}; train into another folder")
+            raise CheckpointError(
+                f"the training images or the ignore mask are not those of {run}; train into another folder"
+            )
         self._restore(tensors, run / CHECKPOINT)
         self._data = str(state.get("data", ""))
         self.step, self.seconds = int(state["step"]), float(state["seconds"])
         self.shape = tuple(state["shape"])
+        self.view = _view(state, run / CHECKPOINT)
         stored = state["calibration"]
         self.calibration = Calibration(**{**stored, "scores": tuple(stored.get("scores", ()))})
         self.history = pd.DataFrame(read_history(run / HISTORY))
@@ -505,7 +514,7 @@ class AnomalyDetector:
         dict, Prediction or None
             The content of ``metrics.json``, and the prediction for the test images if there are any.
         """
-        parts = self._open(source)
+        parts = self.open(source)
         apart = len(parts.test) and not parts.overlap  # a set is not measured on what it was fitted to
         measured, prediction = self.evaluate_split(parts.test) if apart else ({}, None)
         result = {
@@ -527,9 +536,13 @@ class AnomalyDetector:
         """Learn what scores of good images look like, from training images that are left out where that can be."""
         sample = calibration_sample(train)
         maps = torch.cat([self._run(images, self._score_left_out, numbers).cpu() for images, numbers in sample])
-        found = Prediction(maps, maps.flatten(1).amax(1))
-        source = "left out" if self.leaves_out else "training"
-        self.calibration = Calibration.from_good(found, margin=self._margin, source=source)
+        self.calibration = self._calibrated(maps)
+
+    def _calibrated(self, maps: Tensor) -> Calibration:
+        """Return the scale of score maps (B, H, W) of good training images; ignored pixels do not count."""
+        source, ignored = "left out" if self.leaves_out else "training", self.view.ignored(self.shape)
+        seen = maps.flatten(1) if ignored is None else maps[:, ~ignored]
+        return Calibration.from_good(Prediction(seen, seen.amax(1)), margin=self._margin, source=source)
 
     @property
     def _margin(self) -> float:
@@ -560,8 +573,18 @@ class AnomalyDetector:
         scaled = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         return scaled.contiguous(memory_format=torch.channels_last)
 
-    def _open(self, source: Any) -> Parts:
-        return open_source(source, self.config.data, shape=self.shape if self.calibration else None)
+    def open(self, source: Any, *, skip_bad: bool = False) -> Parts:
+        """Open data for it: once fitted, at its size and through its view; see :func:`open_source`."""
+        own: Any = {"shape": self.shape, "view": self.view} if self.calibration else {}
+        return open_source(source, self.config.data, skip_bad=skip_bad, **own)
+
+
+def _view(state: dict[str, Any], path: Path) -> View:
+    """Return the view that a checkpoint keeps; one from before there were any has none."""
+    try:
+        return View.from_dict(state["view"]) if "view" in state else View()
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise CheckpointError(f"checkpoint {path} is damaged ({error}); train again or use a copy") from error
 
 
 def fitted(detector: AnomalyDetector) -> Calibration:
@@ -574,11 +597,11 @@ def fitted(detector: AnomalyDetector) -> Calibration:
 def measure(prediction: Prediction, split: Split) -> dict[str, float]:
     """Return the three metrics of a split's prediction, see :meth:`AnomalyDetector.evaluate`."""
     known = split.has_mask
-    maps, masks = prediction.maps[known], split.masks()[known]
+    maps, masks, ignored = prediction.maps[known], split.masks()[known], split.view.ignored(split.shape)
     return {
         "image_auroc": metrics.image_auroc(prediction.scores, split.labels()),
-        "pixel_auroc": metrics.pixel_auroc(maps, masks),
-        "pro": metrics.pro(maps, masks),
+        "pixel_auroc": metrics.pixel_auroc(maps, masks, ignored=ignored),
+        "pro": metrics.pro(maps, masks, ignored=ignored),
     }
 
 

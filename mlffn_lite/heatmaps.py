@@ -20,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
-from .datasets.folder import but_holds, few, image_tensor, list_images, open_image
+from .datasets.folder import but_holds, few, image_tensor, list_images, open_image, seen_tensor
+from .datasets.view import Box, View
 from .decision import Region
 from .detector import PREDICT_BATCH, AnomalyDetector, Calibration, fitted
 from .errors import DataError, MlffnError
@@ -46,8 +47,8 @@ class Outputs:
     pictures : {"png", "jpeg", "none"}
         The heatmap over the image, at the image's own size.
     maps : {"none", "npy", "tiff16"}
-        The scores of its pixels at the size that they were computed at: as float32, or as 16 bits between the two ends
-        of the colours.
+        The scores of its pixels at the resolution that they were computed at: as float32, or as 16 bits between the two
+        ends of the colours. They cover the whole photograph; where nothing was looked at is NaN, or 0.
     masks : bool
         PNG of the regions, 255 inside, at the image's own size.
     longest_side : int
@@ -129,14 +130,14 @@ def write_predictions(
     bar = tqdm(total=len(paths), initial=len(done), unit="image", disable=not progress, delay=2)
     with tables, ThreadPoolExecutor(WRITERS) as readers, ThreadPoolExecutor(WRITERS) as writers, bar:
         waiting: deque[Future[None]] = deque()
-        for chunk in _ahead(readers, left, detector.shape, outputs):
+        for chunk in _ahead(readers, left, detector, outputs):
             heats = _heats(detector, [loaded for _, loaded in chunk])
             for (path, loaded), heat in zip(chunk, heats, strict=True):
-                row, found = _judge(path, loaded, heat, scale)
+                row, found = _judge(path, loaded, heat, scale, detector.view)
                 if heat is not None and row["verdict"] != ERROR:
                     files = _files(names[path], outputs)
                     row["picture"] = files.get("picture", "")
-                    waiting.append(writers.submit(_write, folder, files, loaded, heat, scale, outputs))
+                    waiting.append(writers.submit(_write, folder, files, loaded, heat, detector, outputs))
                 while len(waiting) > 2 * PREDICT_BATCH:
                     waiting.popleft().result()
                 tables.add(row, found)
@@ -149,25 +150,25 @@ def write_predictions(
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, paths: Sequence[Path], shape: tuple[int, int], outputs: Outputs
+    pool: ThreadPoolExecutor, paths: Sequence[Path], detector: AnomalyDetector, outputs: Outputs
 ) -> Iterator[list[tuple[Path, _Loaded]]]:
     """Yield images in batches, of which the next is read while one is scored."""
     chunks = [paths[i : i + PREDICT_BATCH] for i in range(0, len(paths), PREDICT_BATCH)]
     jobs: deque[list[Future[_Loaded]]] = deque()
     for place in range(len(chunks)):
         for chunk in chunks[place + len(jobs) : place + 2]:
-            jobs.append([pool.submit(_load, path, shape, outputs) for path in chunk])
+            jobs.append([pool.submit(_load, path, detector.shape, detector.view, outputs) for path in chunk])
         yield [(path, job.result()) for path, job in zip(chunks[place], jobs.popleft(), strict=True)]
 
 
-def _load(path: Path, shape: tuple[int, int], outputs: Outputs) -> _Loaded:
+def _load(path: Path, shape: tuple[int, int], view: View, outputs: Outputs) -> _Loaded:
     """Read an image for scoring and, reduced if it is huge, for its picture."""
     try:
         image = open_image(path)
         picture = None
         if outputs.pictures != "none":
             picture = image_tensor(image, _reduced(image.size, outputs.longest_side)).numpy()
-        return _Loaded(image_tensor(image, shape), picture, (image.width, image.height), "")
+        return _Loaded(seen_tensor(image, path, shape, view), picture, (image.width, image.height), "")
     except (DataError, MemoryError) as error:
         return _Loaded(None, None, (0, 0), str(error) or "too large for the memory")
 
@@ -189,7 +190,7 @@ def _heats(detector: AnomalyDetector, loaded: Sequence[_Loaded]) -> list[np.ndar
 
 
 def _judge(
-    path: Path, loaded: _Loaded, heat: np.ndarray | None, scale: Calibration
+    path: Path, loaded: _Loaded, heat: np.ndarray | None, scale: Calibration, view: View
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return an image's line of ``scores.csv`` and those of its regions."""
     row: dict[str, Any] = dict.fromkeys(SCORE_COLUMNS, "") | {"image": str(path), "threshold": scale.threshold}
@@ -197,19 +198,21 @@ def _judge(
         return {**row, "verdict": ERROR, "error": loaded.fault or "its score is not finite; fit again"}, []
     found = scale.rule.regions(heat)
     row |= {"verdict": NOK if found else OK, "score": float(heat.max()), "regions": len(found)}
-    lines = [_line(path, i + 1, region, loaded.size, heat.shape) for i, region in enumerate(found)]
+    box = view.box or (0, 0, *loaded.size)
+    lines = [_line(path, i + 1, region, box, heat.shape) for i, region in enumerate(found)]
     return row, lines
 
 
-def _line(path: Path, number: int, region: Region, size: tuple[int, int], shape: tuple[int, ...]) -> dict[str, Any]:
-    """Return a region in the pixels of the image itself."""
-    right, down = size[0] / shape[1], size[1] / shape[0]
+def _line(path: Path, number: int, region: Region, box: Box, shape: tuple[int, ...]) -> dict[str, Any]:
+    """Return a region of a map of the box in the pixels of the photograph."""
+    left, top = box[:2]
+    right, down = box[2] / shape[1], box[3] / shape[0]
     x, y = math.floor(region.left * right), math.floor(region.top * down)
     width = math.ceil((region.left + region.width) * right) - x
     height = math.ceil((region.top + region.height) * down) - y
-    peak = (int((region.x + 0.5) * right), int((region.y + 0.5) * down))
-    values = (str(path), number, x, y, width, height, round(region.area * right * down), region.peak, *peak)
-    return dict(zip(REGION_COLUMNS, values, strict=True))
+    peak = (left + int((region.x + 0.5) * right), top + int((region.y + 0.5) * down))
+    values = (str(path), number, left + x, top + y, width, height, round(region.area * right * down), region.peak)
+    return dict(zip(REGION_COLUMNS, (*values, *peak), strict=True))
 
 
 def _files(name: str, outputs: Outputs) -> dict[str, str]:
@@ -221,26 +224,41 @@ def _files(name: str, outputs: Outputs) -> dict[str, str]:
 
 
 def _write(
-    folder: Path, files: dict[str, str], loaded: _Loaded, heat: np.ndarray, scale: Calibration, outputs: Outputs
+    folder: Path, files: dict[str, str], loaded: _Loaded, heat: np.ndarray, detector: AnomalyDetector, outputs: Outputs
 ) -> None:
     """Write what an image has beside the tables."""
+    scale, view = fitted(detector), detector.view
     if "picture" in files and loaded.picture is not None:
-        large = _enlarged(heat, loaded.picture.shape[1:])
+        place = _place(view, loaded.size, loaded.picture.shape[1:])
+        large = np.full(loaded.picture.shape[1:], scale.low, np.float32)
+        large[place] = _enlarged(heat, large[place].shape)
         image = Image.fromarray(overlay(loaded.picture, large, scale.low, scale.high))
         # The lowest compression takes a quarter of the usual time for a tenth more bytes.
         options: dict[str, Any] = {"compress_level": 1} if outputs.pictures == "png" else {"quality": 90}
         write_atomic(folder / files["picture"], _encoded(image, outputs.pictures.upper(), **options))
     if "map" in files and outputs.maps == "npy":
         stream = io.BytesIO()
-        np.save(stream, heat)
+        np.save(stream, view.placed(heat, loaded.size, math.nan))
         write_atomic(folder / files["map"], stream.getvalue())
     elif "map" in files:
-        steps = np.clip((heat - scale.low) / (scale.high - scale.low), 0, 1) * 65535
+        steps = (
+            np.clip((view.placed(heat, loaded.size, scale.low) - scale.low) / (scale.high - scale.low), 0, 1) * 65535
+        )
         write_atomic(folder / files["map"], _encoded(Image.fromarray(steps.round().astype(np.uint16)), "TIFF"))
     if "mask" in files:
         size = _reduced(loaded.size, outputs.longest_side) or loaded.size[::-1]
-        mask = Image.fromarray(scale.rule.mask(heat) * np.uint8(255)).resize(size[::-1], Image.Resampling.NEAREST)
-        write_atomic(folder / files["mask"], _encoded(mask, "PNG"))
+        place, whole = _place(view, loaded.size, size), np.zeros(size, np.uint8)
+        mask = Image.fromarray(scale.rule.mask(heat) * np.uint8(255))
+        whole[place] = np.asarray(mask.resize(whole[place].shape[::-1], Image.Resampling.NEAREST))
+        write_atomic(folder / files["mask"], _encoded(Image.fromarray(whole), "PNG"))
+
+
+def _place(view: View, size: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:
+    """Return rows and columns of the viewed box in a picture (height, width) of a photograph (width, height)."""
+    left, top, width, height = view.box or (0, 0, *size)
+    across, down = shape[1] / size[0], shape[0] / size[1]
+    x, y = min(round(left * across), shape[1] - 1), min(round(top * down), shape[0] - 1)
+    return slice(y, max(y + 1, round((top + height) * down))), slice(x, max(x + 1, round((left + width) * across)))
 
 
 def _enlarged(heat: np.ndarray, size: tuple[int, ...]) -> np.ndarray:

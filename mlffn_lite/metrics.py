@@ -57,15 +57,16 @@ def image_auroc(scores: Tensor, labels: Tensor) -> float:
     return _auroc(*_prepare(scores, labels, "image AUROC"))
 
 
-def pixel_auroc(maps: Tensor, masks: Tensor) -> float:
+def pixel_auroc(maps: Tensor, masks: Tensor, *, ignored: Tensor | None = None) -> float:
     """Area under the ROC curve over all pixels of ``maps`` and ``masks``, both (M, H, W).
 
-    Dtypes, result and errors are those of :func:`image_auroc`; memory is that of :func:`pro`.
+    Pixels of ``ignored``, (H, W) bool, take part in no image. Dtypes, result and errors are those of
+    :func:`image_auroc`; memory is that of :func:`pro`.
     """
-    return _auroc(*_prepare(maps, masks, "pixel AUROC", pixels=True))
+    return _auroc(*_prepare(maps, masks, "pixel AUROC", pixels=True, ignored=ignored))
 
 
-def pro(maps: Tensor, masks: Tensor, *, limit: float = 0.3) -> float:
+def pro(maps: Tensor, masks: Tensor, *, limit: float = 0.3, ignored: Tensor | None = None) -> float:
     """Per-region overlap: area under the PRO curve up to a false-positive rate, divided by that rate.
 
     A region is an 8-connected defect of one image. The curve plots the covered fraction, averaged over the regions of
@@ -82,6 +83,8 @@ def pro(maps: Tensor, masks: Tensor, *, limit: float = 0.3) -> float:
         Score maps and ground truth (non-zero is defective); dtypes as in :func:`image_auroc`.
     limit : float
         Largest false-positive rate, in (0, 1].
+    ignored : Tensor, shape (H, W), optional
+        Bool; such pixels are neither ground nor defect in any image: what they leave of a region is the region.
 
     Returns
     -------
@@ -99,12 +102,12 @@ def pro(maps: Tensor, masks: Tensor, *, limit: float = 0.3) -> float:
     falls past that score, the pixel lifts the curve in a straight line from FPR a to FPR b. The area under this ramp up
     to ``limit`` has a closed form; PRO is the mean of these areas, weighted by one over the size of the pixel's region.
     """
-    defect, normal = _prepare(maps, masks, "PRO", pixels=True, limit=limit)
+    defect, normal = _prepare(maps, masks, "PRO", pixels=True, limit=limit, ignored=ignored)
     if not (len(defect) and len(normal)):
         return math.nan
     count = len(normal)
     normal = _sorted(_largest(normal, limit))
-    weights = _region_weights(masks).to(normal.device)
+    weights = _region_weights(_without(masks, ignored)).to(normal.device)
     area = total = 0.0
     for scores, weight in zip(defect.split(_CHUNK), weights.split(_CHUNK), strict=True):
         start, end = (hits.double() / count for hits in _false_positives(scores, normal))
@@ -115,14 +118,16 @@ def pro(maps: Tensor, masks: Tensor, *, limit: float = 0.3) -> float:
     return area / total
 
 
-def region_curve(maps: Tensor, masks: Tensor, *, limit: float = 1.0) -> tuple[Tensor, Tensor]:
+def region_curve(
+    maps: Tensor, masks: Tensor, *, limit: float = 1.0, ignored: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """PRO curve for plots, one point per distinct score; arguments and errors are those of :func:`pro`.
 
     Returns FPR and overlap, float64 (P,), rising from (0, 0) to (1, 1), or to a last point interpolated at ``limit``.
     The area divided by ``limit`` is PRO. One NaN each where :func:`pro` is NaN.
     """
-    defect, normal = _prepare(maps, masks, "the PRO curve", pixels=True, limit=limit)
-    return _curve(defect, _region_weights(masks).to(normal.device), normal, limit)
+    defect, normal = _prepare(maps, masks, "the PRO curve", pixels=True, limit=limit, ignored=ignored)
+    return _curve(defect, _region_weights(_without(masks, ignored)).to(normal.device), normal, limit)
 
 
 def roc_curve(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,7 +191,14 @@ def _check(values: Tensor, name: str, ndim: int, *, floating: bool) -> None:
 
 
 def _prepare(
-    scores: Tensor, labels: Tensor, what: str, *, pixels: bool = False, normals: bool = True, limit: float = 1.0
+    scores: Tensor,
+    labels: Tensor,
+    what: str,
+    *,
+    pixels: bool = False,
+    normals: bool = True,
+    limit: float = 1.0,
+    ignored: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Check the arguments of a public function; its anomalous and normal scores; warn where a class is missing."""
     if not 0 < limit <= 1:
@@ -196,7 +208,10 @@ def _prepare(
     _check(labels, other, ndim, floating=False)
     if scores.shape != labels.shape:
         raise ValueError(f"{name} and {other} differ in shape: {tuple(scores.shape)} and {tuple(labels.shape)}")
-    positive, negative, nans = _separate((scores.cpu() if scores.device.type == "mps" else scores).detach(), labels)
+    if ignored is not None and (ignored.shape != labels.shape[1:] or ignored.dtype != torch.bool):
+        raise ValueError(f"ignored must be bool {tuple(labels.shape[1:])}, got {ignored.dtype} {tuple(ignored.shape)}")
+    values = (scores.cpu() if scores.device.type == "mps" else scores).detach()
+    positive, negative, nans = _separate(values, labels, ignored)
     if nans:
         raise ValueError(f"{name} hold {nans} NaN among {scores.numel()} values; a rank metric needs every score")
     if not len(positive) or (normals and not len(negative)):
@@ -210,7 +225,12 @@ def _chunks(values: Tensor) -> tuple[Tensor, ...]:
     return values.split(max(1, _CHUNK // max(1, math.prod(values.shape[1:]))))
 
 
-def _separate(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
+def _without(masks: Tensor, ignored: Tensor | None) -> Tensor:
+    """Masks in which nothing ignored is defective."""
+    return masks if ignored is None else (masks != 0) & ~ignored.to(masks.device)
+
+
+def _separate(scores: Tensor, labels: Tensor, ignored: Tensor | None = None) -> tuple[Tensor, Tensor, int]:
     """Flat private copies of the anomalous and the normal scores, in order, at least float32; the number of NaN."""
     dtype = torch.promote_types(scores.dtype, torch.float32)
     negative = torch.empty(scores.numel(), dtype=dtype, device=scores.device)
@@ -218,8 +238,9 @@ def _separate(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, int]:
     for values, marks in zip(_chunks(scores), _chunks(labels), strict=True):
         values, mask = values.to(dtype), marks.to(scores.device) != 0
         nans += int(values.isnan().sum())
-        positive.append(_select(values, mask))
-        normal = _select(values, ~mask)
+        unseen = None if ignored is None else ignored.to(scores.device)
+        positive.append(_select(values, mask if unseen is None else mask & ~unseen))
+        normal = _select(values, ~mask if unseen is None else ~(mask | unseen))
         negative[filled : filled + len(normal)] = normal
         filled += len(normal)
     return torch.cat(positive), negative[:filled], nans

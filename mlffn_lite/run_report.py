@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from . import metrics
-from .datasets.folder import Split
+from .datasets.folder import Split, image_tensor
 from .datasets.sources import Parts
+from .datasets.view import View
 from .decision import Share
 from .detector import AnomalyDetector, Prediction, fitted
 from .figures import curve_figure, heatmap_panel, overlay, save_figure, training_curves
@@ -64,6 +65,8 @@ def write_run_report(
         figures = list(_figures(detector, parts.test, prediction, result))
         tables = [("At the threshold", _rates(result["decision"]))]
         gallery = _gallery(detector, parts, prediction)
+    if (where := _where(detector, parts)) is not None:
+        figures.append(where)
     return write_report(
         folder / REPORT,
         title=f"{parts.root.resolve().name}: {detector.method}",
@@ -100,19 +103,43 @@ def _figures(
         _PANEL_ALT,
     )
     known = test.has_mask
-    maps, masks = prediction.maps[known], test.masks()[known]
+    maps, masks, ignored = prediction.maps[known], test.masks()[known], test.view.ignored(test.shape)
+    seen = torch.ones(test.shape, dtype=torch.bool) if ignored is None else ~ignored
     if 0 < int(labels.sum()) < len(labels) and masks.any():
         yield ReportFigure(
             "Curves",
             curve_figure(
                 metrics.roc_curve(prediction.scores, labels),
-                metrics.roc_curve(maps.flatten(), masks.flatten()),
-                metrics.region_curve(maps, masks),
+                metrics.roc_curve(maps[:, seen].flatten(), masks[:, seen].flatten()),
+                metrics.region_curve(maps, masks, ignored=ignored),
             ),
             "ROC of images and pixels, and the share of each defect found against false positive pixels.",
             f"ROC and PRO curves: image AUROC {result['image_auroc']:.3f}, pixel AUROC {result['pixel_auroc']:.3f}, "
             f"PRO {result['pro']:.3f}.",
         )
+
+
+def _where(detector: AnomalyDetector, parts: Parts) -> ReportFigure | None:
+    """Show the box and the ignored pixels on a photograph, where not all of it is looked at."""
+    view, entries = detector.view, parts.train.entries or parts.test.entries
+    if view == View() or not entries:
+        return None
+    photo = entries[0].open()[0]
+    left, top, width, height = view.box or (0, 0, *photo.size)
+    pixels = image_tensor(photo, None).permute(1, 2, 0).numpy()
+    seen = np.zeros(pixels.shape[:2], bool)
+    ignored = view.ignored((height, width))
+    seen[top : top + height, left : left + width] = True if ignored is None else ~ignored.numpy()
+    picture = Image.fromarray(np.where(seen[..., None], pixels, pixels // 3 + 120).astype(np.uint8))
+    picture.thumbnail((2 * SIDE, 2 * SIDE))
+    stream = io.BytesIO()
+    picture.save(stream, "PNG")
+    return ReportFigure(
+        "Where it looks",
+        stream.getvalue(),
+        f"Of every photograph it looks at {view.describe()}. What is pale here is not looked at.",
+        "A photograph, pale where it is not looked at.",
+    )
 
 
 def _training(detector: AnomalyDetector) -> list[ReportFigure]:

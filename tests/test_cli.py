@@ -175,6 +175,9 @@ def test_a_folder_of_good_images_is_enough(run: Run, parts: Path, tmp_path: Path
         (["--set", "nonsense"], "section.key=value"),
         (["--set", "train.lr=fast"], "train.lr must be of type float"),
         (["--device", "warp"], "cannot be used here"),
+        (["--crop", "1,2,3"], "data.crop must be auto, none or left,top,width,height"),
+        (["--crop", "0,0,900,900"], "do not hold the crop 0,0,900,900"),
+        (["--ignore", "none.png"], "none.png: cannot be read"),
         (["--config", "none.toml"], "cannot read configuration"),
         (["--set", "model.backbone=resnet50"], "no installed package"),
         (["--set", "model.weights=gone.pth"], "gone.pth does not exist"),
@@ -300,6 +303,23 @@ def test_no_weights_and_no_network(run: Run, parts: Path, tmp_path: Path, monkey
     message = error_of(run("train", parts, "--out", tmp_path / "r", *FAST, *options))
     assert "resnet18-f37072fd.pth" in message
     assert str(tmp_path / "checkpoints") in message
+
+
+def test_where_it_looks_is_said_and_kept(run: Run, parts: Path, tmp_path: Path) -> None:
+    marked = Image.new("L", (64, 64))
+    marked.paste(255, (0, 0, 64, 20))
+    marked.save(tmp_path / "mask.png")
+    options = ["--crop", "8,8,48,56", "--ignore", tmp_path / "mask.png", "--set", "method=density"]
+    code, out, _ = run("train", parts, "--out", tmp_path / "r", *FAST, *options)
+    assert code == 0
+    assert "Looks at the 48x56 pixels from 8,8, without the 1280 pixels of the ignore mask" in out
+    assert "Where it looks" in (tmp_path / "r/report.html").read_text()
+    (tmp_path / "mask.png").unlink()
+    assert run("predict", tmp_path / "r", parts / "test/scratch", "--out", tmp_path / "p")[0] == 0
+    assert (pd.read_csv(tmp_path / "p/regions.csv")["y"] >= 20).all()
+    Image.new("RGB", (50, 64)).save(tmp_path / "narrow.png")
+    assert run("predict", tmp_path / "r", tmp_path / "narrow.png", "--out", tmp_path / "q")[0] == 2
+    assert "has 64x64" in pd.read_csv(tmp_path / "q/scores.csv")["error"][0]
 
 
 def test_a_bad_image_is_an_error_and_the_others_are_judged(

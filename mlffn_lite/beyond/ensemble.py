@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import Config
 from ..datasets.folder import Split
 from ..datasets.sources import iterate_batches
-from ..detector import PREDICT_BATCH, AnomalyDetector, Calibration, Prediction, calibration_sample
+from ..detector import PREDICT_BATCH, AnomalyDetector, calibration_sample
 from ..errors import CheckpointError
 from ..features import BackboneDetector, FrozenDetector
 from ..storage import CHECKPOINT, CONFIG, HISTORY, write_atomic
@@ -98,7 +98,7 @@ class EnsembleDetector(AnomalyDetector):
         seconds = 0.0
         for name, member in self.members.items():
             folder = run / MEMBERS / re.sub(r"\W", "_", name) if run is not None and member.trains else None
-            member.shape, member._data = self.shape, self._data
+            member.shape, member.view, member._data = self.shape, self.view, self._data
             seconds += member._fit(train, run=folder, progress=progress, resume=resume)
             self.rank = max(self.rank, member.rank)
             if member.trains:
@@ -111,20 +111,18 @@ class EnsembleDetector(AnomalyDetector):
         maps = torch.cat([self._run(images, self._maps, numbers).cpu() for images, numbers in sample])
         self.scales = torch.stack([torch.stack(fit_scale(part, self.config.ensemble.rings)) for part in maps.unbind(1)])
         self._fields = None
-        combined = self._combine(self._standardise(maps))
-        source = "left out" if self.leaves_out else "training"
-        self.calibration = Calibration.from_good(Prediction(combined, combined.flatten(1).amax(1)), source=source)
+        self.calibration = self._calibrated(self._combine(self._standardise(maps)))
 
     @torch.inference_mode()
     def maps(self, images: Any) -> dict[str, Tensor]:
         """Return every member's standardised map (B, H, W) by name, and last the combined one."""
         counts = [m.parts for m in self.members.values()]
         found: dict[str, list[Tensor]] = {name: [] for name in (*self.members, self.method)}
-        for batch in iterate_batches(images, self.shape, PREDICT_BATCH):
+        for batch in iterate_batches(images, self.shape, PREDICT_BATCH, self.view):
             maps = self._run(batch, lambda x: self._standardise(self._maps(x)))
             members = [part.mean(1) for part in maps.split(counts, dim=1)]
             for kept, new in zip(found.values(), (*members, self._combine(maps)), strict=True):
-                kept.append(new.cpu())
+                kept.append(self.view.quiet(new.cpu()))
         return {name: torch.cat(kept) if kept else torch.zeros(0, *self.shape) for name, kept in found.items()}
 
     def _score(self, images: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import DataError, UnreadableError
+from .view import FILL, SAMPLE, Box, View, find_box, ignore_png
 
 MIN_SIDE = 8
 """Images with a shorter side, in pixels, are refused."""
@@ -163,11 +164,18 @@ def read_image(path: str | Path, shape: tuple[int, int] | int | None = None) -> 
     return image_tensor(open_image(path), shape)
 
 
-def image_tensor(image: Image.Image, shape: tuple[int, int] | int | None) -> Tensor:
-    """Do the work of :func:`read_image` on an image that is open."""
+def seen_tensor(image: Image.Image, name: object, shape: tuple[int, int], view: View) -> Tensor:
+    """Return what a view lets see of an open photograph, as :func:`read_image` would; DataError if it does not fit."""
+    return view.fill(image_tensor(view.cut(image, name), shape, view.hidden))
+
+
+def image_tensor(image: Image.Image, shape: tuple[int, int] | int | None, hidden: Image.Image | None = None) -> Tensor:
+    """Do the work of :func:`read_image` on an image that is open; pixels that are ``hidden`` become grey before it."""
     if image.mode in _TOP:  # convert() would clip 16-bit and float values instead of scaling them
         image = Image.fromarray(np.rint(np.asarray(image) * (255 / _TOP[image.mode])).astype(np.uint8))
     image = image.convert("L" if image.mode in _GREY else "RGB")
+    if hidden is not None:
+        image.paste(FILL if image.mode == "L" else (FILL, FILL, FILL), mask=hidden)
     if shape is not None:
         height, width = _pair(shape)
         image = image.resize((width, height), Image.Resampling.BILINEAR)
@@ -209,15 +217,68 @@ def _pair(shape: tuple[int, int] | int) -> tuple[int, int]:
     return (shape, shape) if isinstance(shape, int) else shape
 
 
-def common_shape(entries: Sequence[Entry], size: int, aspect: str = "keep") -> tuple[int, int]:
+def find_view(entries: Sequence[Entry], crop: str | Box = "none", ignore: str = "") -> View:
+    """Return the view that ``data.crop`` and ``data.ignore`` ask for; ``auto`` looks at good training images.
+
+    Raises
+    ------
+    DataError
+        If the mask of ignored pixels cannot be read or marks nothing, or ``auto`` is asked for images of several sizes.
+    """
+    png = b""
+    if ignore:
+        mask = open_image(ignore)
+        marked = mask_values(mask) > (127 if mask.format == "JPEG" else 0)
+        if not marked.any():
+            raise DataError(f"{ignore}: black everywhere; paint white what shall be ignored")
+        png = ignore_png(marked)
+    if isinstance(crop, str):
+        return View(_automatic(entries) if crop == "auto" else None, png)
+    return View(crop, png)
+
+
+def _automatic(entries: Sequence[Entry]) -> Box | None:
+    """Find the box of some good images; those that cannot be read are left for the reader to report."""
+
+    def read(entry: Entry) -> tuple[tuple[int, int], Image.Image] | None:
+        try:
+            image = entry.open()[0]
+        except DataError:
+            return None
+        pixels = image_tensor(image, _within(image.size, 256)).permute(1, 2, 0).numpy()
+        return image.size, Image.fromarray(pixels)
+
+    found = [x for x in map_threads(read, entries[:: -(-len(entries) // SAMPLE)], "finding the crop") if x]
+    if len(sizes := {size for size, _ in found}) > 1:
+        named = ", ".join(f"{w}x{h}" for w, h in sorted(sizes)[:3])
+        raise DataError(
+            f"data.crop = auto needs good images of one size, found {named}; give the box: left,top,width,height"
+        )
+    return find_box([image for _, image in found], found[0][0]) if found else None
+
+
+def _within(size: tuple[int, int], longest: int) -> tuple[int, int] | None:
+    """Return height and width of an image reduced to a longest side, None where it is no larger."""
+    if max(size) <= longest:
+        return None
+    factor = longest / max(size)
+    return max(1, round(size[1] * factor)), max(1, round(size[0] * factor))
+
+
+def common_shape(
+    entries: Sequence[Entry], size: int, aspect: str = "keep", view: View | None = None
+) -> tuple[int, int]:
     """Return the height and width that keep the images' median aspect ratio at about size² pixels, or a square.
 
-    Both are multiples of 16, the coarsest stride of the network, and at least 32. Of files only headers are read; those
-    that cannot be read are left out.
+    A crop's aspect ratio is its own. Both are multiples of 16, the coarsest stride of the network, and at least 32. Of
+    files only headers are read; those that cannot be read are left out.
     """
     if aspect == "square":
         return size, size
-    ratios = [r for r in map_threads(lambda entry: entry.log_aspect(), entries, None) if r is not None]
+    if view is not None and view.box is not None:
+        ratios = [float(np.log(view.box[3] / view.box[2]))]
+    else:
+        ratios = [r for r in map_threads(lambda entry: entry.log_aspect(), entries, None) if r is not None]
     ratio = float(np.exp(np.median(ratios))) if ratios else 1.0
     sides = size * np.sqrt(ratio), size / np.sqrt(ratio)
     height, width = (max(32, 16 * round(side / 16)) for side in sides)
@@ -326,20 +387,31 @@ class Split(Sequence[Sample]):
     """The samples of a training or test set, all of one size; ``split[i]`` is a :class:`Sample`.
 
     Made by :class:`AnomalyFolder` and :func:`~mlffn_lite.datasets.sources.open_source`. Pixels are kept in memory as
-    uint8, or decoded at each use if they do not fit.
+    uint8, or decoded at each use if they do not fit. All are what :attr:`view` lets see of the photographs.
     """
 
-    def __init__(self, entries: Sequence[Entry], shape: tuple[int, int], pixels: tuple[Tensor, Tensor] | None) -> None:
-        self._entries, self._pixels, self.shape = list(entries), pixels, shape
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        shape: tuple[int, int],
+        pixels: tuple[Tensor, Tensor] | None,
+        view: View | None = None,
+    ) -> None:
+        self._entries, self._pixels, self.shape, self.view = list(entries), pixels, shape, view or View()
 
     @classmethod
     def read(
-        cls, entries: Sequence[Entry], shape: tuple[int, int], what: str, cache_bytes: int = CACHE_BYTES
+        cls,
+        entries: Sequence[Entry],
+        shape: tuple[int, int],
+        what: str,
+        cache_bytes: int = CACHE_BYTES,
+        view: View | None = None,
     ) -> tuple[Split, list[str]]:
         """Decode all entries once, and keep them if they fit; returns the usable ones and what is wrong with others."""
         keep = pixel_bytes(entries, shape) <= cache_bytes
-        images, masks, bad = _decode(entries, shape, what, keep)
-        split = cls(entries, shape, (images, masks) if keep else None)
+        images, masks, bad = _decode(entries, shape, what, view or View(), keep)
+        split = cls(entries, shape, (images, masks) if keep else None, view)
         return split.subset([i for i in range(len(split)) if i not in bad]) if bad else split, list(bad.values())
 
     def __len__(self) -> int:
@@ -355,7 +427,7 @@ class Split(Sequence[Sample]):
         index = torch.as_tensor(indices, dtype=torch.long)
         if self._pixels is not None:
             return self._pixels[0][index], self._pixels[1][index]
-        images, masks, faults = _decode([self._entries[i] for i in index.tolist()], self.shape, None)
+        images, masks, faults = _decode([self._entries[i] for i in index.tolist()], self.shape, None, self.view)
         if faults:
             raise DataError(few(list(faults.values())))
         return images, masks
@@ -365,9 +437,10 @@ class Split(Sequence[Sample]):
         if isinstance(indices, range) and indices.step == 1:
             chosen = slice(indices.start, indices.stop)
             pixels = self._pixels and (self._pixels[0][chosen], self._pixels[1][chosen])
-            return Split(self._entries[chosen], self.shape, pixels)
+            return Split(self._entries[chosen], self.shape, pixels, self.view)
         index = torch.as_tensor(indices, dtype=torch.long)
-        return Split([self._entries[i] for i in index.tolist()], self.shape, self._pixels and self.batch(index))
+        pixels = self._pixels and self.batch(index)
+        return Split([self._entries[i] for i in index.tolist()], self.shape, pixels, self.view)
 
     def images(self) -> Tensor:
         """Return all images, (M, 3, H, W) uint8. This is the memory the split itself uses: do not write to it."""
@@ -430,6 +503,11 @@ class Parts:
         return self.train.shape
 
     @property
+    def view(self) -> View:
+        """What of every photograph is looked at."""
+        return self.train.view
+
+    @property
     def validation(self) -> list[Path]:
         """Good images that nothing is fitted to, to choose a threshold by; none but of a folder that has some."""
         return []
@@ -442,13 +520,17 @@ class Parts:
         return digest.hexdigest()
 
     def digests(self, *, test: bool = True) -> dict[str, str]:
-        """Return the SHA-256 (hex) of each image and mask in use by its name, with or without the test split."""
+        """Return the SHA-256 (hex) of each image and mask in use by its name, with or without the test split.
+
+        The mask of ignored pixels is among them, as ``data.ignore``.
+        """
         jobs: list[tuple[Path, Callable[[], str]]] = []
         for split in (self.train, self.test)[: 1 + test]:
             jobs += [(e.path, e.digest) for e in split.entries]
             jobs += [(path, partial(_sha256, path)) for path in split.mask_paths if path is not None]
         contents = map_threads(lambda job: job[1](), jobs, "hashing")
-        return dict(zip((self.name(path) for path, _ in jobs), contents, strict=True))
+        files = dict(zip((self.name(path) for path, _ in jobs), contents, strict=True))
+        return files | ({"data.ignore": self.view.digest} if self.view.png else {})
 
     def name(self, path: Path) -> str:
         """Return the name of an image: its path below :attr:`root`, or the path itself if it lies elsewhere."""
@@ -477,6 +559,10 @@ class AnomalyFolder(Parts):
         Leave out files that cannot be used, with a warning that lists them, instead of raising.
     cache_bytes : int
         Memory for decoded pixels. A split that does not fit is decoded anew at each use.
+    crop, ignore
+        What of each photograph is looked at, as ``data.crop`` and ``data.ignore`` of the configuration say.
+    view : View, optional
+        Instead of these, such as that of a detector.
 
     Raises
     ------
@@ -494,6 +580,9 @@ class AnomalyFolder(Parts):
         shape: tuple[int, int] | None = None,
         skip_bad: bool = False,
         cache_bytes: int = CACHE_BYTES,
+        crop: str | Box = "none",
+        ignore: str = "",
+        view: View | None = None,
     ) -> None:
         if min(shape or (size,)) < MIN_SIDE:
             raise ValueError(f"images must have at least {MIN_SIDE} pixels a side, got {shape or size}")
@@ -502,11 +591,12 @@ class AnomalyFolder(Parts):
         layout = scan(root)
         if missing := missing_good(layout):
             raise DataError(missing)
-        shape = shape or common_shape(layout.train, size, aspect)
-        train, faults = Split.read(layout.train, shape, "reading train", cache_bytes)
+        view = view or find_view(layout.train, crop, ignore)
+        shape = shape or common_shape(layout.train, size, aspect, view)
+        train, faults = Split.read(layout.train, shape, "reading train", cache_bytes, view)
         if (needed := pixel_bytes(layout.train, shape)) <= cache_bytes:
             cache_bytes -= needed
-        test, more = Split.read(layout.test, shape, "reading test", cache_bytes)
+        test, more = Split.read(layout.test, shape, "reading test", cache_bytes, view)
         super().__init__(layout.root, train, test)
         folder = layout.root / "validation" / "good"
         held = list_images(folder) if folder.is_dir() else []
@@ -551,7 +641,7 @@ def report_faults(faults: Sequence[str], total: int, skip_bad: bool) -> None:
 
 
 def _decode(
-    entries: Sequence[Entry], shape: tuple[int, int], what: str | None, keep: bool = True
+    entries: Sequence[Entry], shape: tuple[int, int], what: str | None, view: View, keep: bool = True
 ) -> tuple[Tensor, Tensor, dict[int, str]]:
     """Decode entries; returns images, masks (both of length 0 unless ``keep``) and faults by position."""
     images = torch.zeros((len(entries) * keep, 3, *shape), dtype=torch.uint8)
@@ -561,7 +651,7 @@ def _decode(
         entry = entries[i]
         try:
             image, mask = entry.open()
-            pixels = image_tensor(image, shape)
+            pixels = seen_tensor(image, entry.path, shape, view)
         except DataError as error:
             return str(error)
         if mask is not None and mask.size != image.size:
@@ -569,7 +659,7 @@ def _decode(
         if keep:
             images[i] = pixels
             if mask is not None:
-                masks[i] = mask_tensor(mask, shape)
+                masks[i] = mask_tensor(view.cut(mask, entry.path), shape)
         return None
 
     found = enumerate(map_threads(read, range(len(entries)), what))

@@ -15,11 +15,11 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,7 +30,19 @@ from ..config import DataConfig
 from ..errors import DataError, MlffnError
 from ..registry import find
 from . import folder
-from .folder import AnomalyFolder, Entry, Parts, Sample, Split, image_tensor, map_threads, open_image, upright
+from .folder import (
+    AnomalyFolder,
+    Entry,
+    Parts,
+    Sample,
+    Split,
+    image_tensor,
+    map_threads,
+    open_image,
+    seen_tensor,
+    upright,
+)
+from .view import View
 
 __all__ = ["Parts", "iterate_batches", "open_source", "to_batch"]
 
@@ -42,6 +54,7 @@ def open_source(
     data: DataConfig,
     *,
     shape: tuple[int, int] | None = None,
+    view: View | None = None,
     skip_bad: bool = False,
     cache_bytes: int = folder.CACHE_BYTES,
 ) -> Parts:
@@ -58,9 +71,11 @@ def open_source(
         returns anything this function takes. Of a pair (a tuple), the first gives the training split and the second
         the test split.
     data : DataConfig
-        Size and aspect, and the name of the callable.
+        Size, aspect, crop and ignored pixels, and the name of the callable.
     shape : (int, int), optional
         Height and width to use instead, those a detector was fitted to.
+    view : View, optional
+        What of every photograph to look at, instead of what ``data`` says: that of a detector.
     skip_bad : bool
         Leave out images that cannot be used, with a warning that lists them, instead of raising.
     cache_bytes : int
@@ -71,40 +86,73 @@ def open_source(
     DataError
         If the source cannot be used, holds an image that cannot, or was opened at another size than asked for.
     """
-    return _open(source, data, shape, skip_bad, cache_bytes)
+    return _open(source, _Asked(data, shape, view), skip_bad, cache_bytes)
 
 
-def _open(
-    source: Any, data: DataConfig, shape: tuple[int, int] | None, skip_bad: bool, cache: int, prefix: str = ""
-) -> Parts:
+class _Asked(NamedTuple):
+    """At which size and through which view images are asked for: by the configuration, or by a detector."""
+
+    data: DataConfig
+    shape: tuple[int, int] | None
+    view: View | None
+
+    def resolved(self, entries: Sequence[Entry]) -> tuple[tuple[int, int], View]:
+        """Return both for these good images."""
+        view = self.view or folder.find_view(entries, self.data.crop, self.data.ignore)
+        return self.shape or folder.common_shape(entries, self.data.size, self.data.aspect, view), view
+
+
+def _open(source: Any, asked: _Asked, skip_bad: bool, cache: int, prefix: str = "") -> Parts:
+    data = asked.data
     if isinstance(source, Parts):
-        return _checked(source, data, shape)
+        return _checked(source, asked)
     if isinstance(source, str | Path):
-        options: dict[str, Any] = {"size": data.size, "aspect": data.aspect, "shape": shape, "skip_bad": skip_bad}
+        options: dict[str, Any] = {
+            "size": data.size,
+            "aspect": data.aspect,
+            "shape": asked.shape,
+            "skip_bad": skip_bad,
+        }
         if data.source == "folder":
-            return AnomalyFolder(source, **options, cache_bytes=cache)
+            looks: Any = {"crop": data.crop, "ignore": data.ignore, "view": asked.view}
+            return AnomalyFolder(source, **options, **looks, cache_bytes=cache)
         try:
             opened = find("sources", data.source)(Path(source), **options)
         except MlffnError:
             raise
         except Exception as error:  # code of one's own may raise anything
             raise DataError(f"{source}: the source {data.source} failed ({_reason(error)})") from error
-        return _open(opened, data.model_copy(update={"source": "folder"}), shape, skip_bad, cache, prefix)
+        return _open(opened, asked._replace(data=data.model_copy(update={"source": "folder"})), skip_bad, cache, prefix)
     if isinstance(source, tuple) and len(source) == 2 and all(_is_source(part, data) for part in source):
-        first = _open(source[0], data, shape, skip_bad, cache, "train")
-        second = _open(source[1], data, first.shape, skip_bad, cache, "test")
+        first = _open(source[0], asked, skip_bad, cache, "train")
+        second = _open(source[1], _Asked(data, first.shape, first.view), skip_bad, cache, "test")
         if not first.train:
             raise DataError("the first source of the pair has no good image to train on")
         if not second.test:
             raise DataError("the second source of the pair has no labelled image; give labels: 0 good, 1 a defect")
         return Parts(first.root, first.train, second.test)
-    return _read(_Items(_sequence(source), prefix), data, shape, skip_bad, cache)
+    return _read(_Items(_sequence(source), prefix), asked, skip_bad, cache)
 
 
-def _checked(parts: Parts, data: DataConfig, shape: tuple[int, int] | None) -> Parts:
-    wanted = shape or folder.common_shape(parts.train.entries or parts.test.entries, data.size, data.aspect)
+def _checked(parts: Parts, asked: _Asked) -> Parts:
+    data, view = asked.data, parts.view
+    if asked.view is not None:
+        fits = view == asked.view
+    else:  # what auto found need not be found anew
+        box = view.box if data.crop == "auto" else None if data.crop == "none" else data.crop
+        fits = view.box == box and bool(view.png) == bool(data.ignore)
+    if not fits:
+        raise DataError(
+            f"{parts.root} was opened with another crop or ignore mask than asked for; give the path itself"
+        )
+    entries = parts.train.entries or parts.test.entries
+    wanted = asked.shape or folder.common_shape(entries, data.size, data.aspect, view)
     if parts.shape != wanted:
-        by = "the detector was fitted to" if shape else f"data.size={data.size} and data.aspect={data.aspect} ask for"
+        by = (
+            "the detector was fitted to"
+            if asked.shape
+            else f"data.size={data.size} and data.aspect={data.aspect} ask for"
+        )
         found = f"{parts.root} was opened at (height, width) {parts.shape}, but {by} {wanted}"
         raise DataError(f"{found}; give the path itself, or open it with shape={wanted}")
     return parts
@@ -219,12 +267,12 @@ class _Item(Entry):
         return digest.hexdigest()
 
 
-def _read(items: _Items, data: DataConfig, shape: tuple[int, int] | None, skip_bad: bool, cache: int) -> Parts:
+def _read(items: _Items, asked: _Asked, skip_bad: bool, cache: int) -> Parts:
     found = list(map_threads(items.entry, range(len(items.values)), "inspecting"))
     # In this order training and test split are parts of one block of memory.
     entries = sorted((e for e in found if isinstance(e, _Item)), key=lambda e: (e.label, e.known))
-    shape = shape or folder.common_shape([e for e in entries if not e.label] or entries, data.size, data.aspect)
-    split, faults = Split.read(entries, shape, "reading images", cache)
+    shape, view = asked.resolved([e for e in entries if not e.label] or entries)
+    split, faults = Split.read(entries, shape, "reading images", cache, view)
     folder.report_faults([e for e in found if isinstance(e, str)] + faults, len(found), skip_bad)
     if not split:
         raise DataError(f"there is no image{' that can be used' if found else ''}; {_KINDS}")
@@ -326,12 +374,12 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".partition("\n")[0][:200]
 
 
-def to_batch(images: Any, shape: tuple[int, int]) -> Tensor:
+def to_batch(images: Any, shape: tuple[int, int], view: View | None = None) -> Tensor:
     """Return all images as one batch (B, 3, H, W), B being 0 if there is none; see :func:`iterate_batches`."""
-    return next(iterate_batches(images, shape, sys.maxsize), torch.zeros(0, 3, *shape, dtype=torch.uint8))
+    return next(iterate_batches(images, shape, sys.maxsize, view), torch.zeros(0, 3, *shape, dtype=torch.uint8))
 
 
-def iterate_batches(images: Any, shape: tuple[int, int], batch: int) -> Iterator[Tensor]:
+def iterate_batches(images: Any, shape: tuple[int, int], batch: int, view: View | None = None) -> Iterator[Tensor]:
     """Bring images to one size, a batch at a time, so that not all are in memory.
 
     Parameters
@@ -342,6 +390,8 @@ def iterate_batches(images: Any, shape: tuple[int, int], batch: int) -> Iterator
         Height and width. Images of another size are resized as those of files are.
     batch : int
         Images per batch, at most.
+    view : View, optional
+        What of every photograph to look at. A tensor (3, H, W) of that height and width is what it leaves already.
 
     Yields
     ------
@@ -358,25 +408,22 @@ def iterate_batches(images: Any, shape: tuple[int, int], batch: int) -> Iterator
         root, images = images, folder.list_images(Path(images))
         if not images:
             raise DataError(f"folder {root} holds no image; give image files or a folder of them")
-    items = _Items(_sequence(images))
+    items, view = _Items(_sequence(images)), view or View()
 
     def read(index: int) -> Tensor:
         image, _, name = items.fetch(index)
-        if (
-            isinstance(image, Tensor)
-            and image.shape == (3, *shape)
-            and image.is_floating_point()
-            and folder.in_range(image)
-        ):
-            return image.detach().float().cpu()
-        return image_tensor(_to_image(image, name), shape)
+        ready = isinstance(image, Tensor) and image.shape == (3, *shape)
+        if ready and image.is_floating_point() and folder.in_range(image):
+            return view.fill(image.detach().float().cpu())
+        found = _to_image(image, name)
+        return view.fill(image_tensor(found, shape)) if ready else seen_tensor(found, name, shape, view)
 
     for start in range(0, len(items.values), batch):
         chunk = range(start, min(start + batch, len(items.values)))
         if isinstance(images, Tensor) and images.ndim == 4 and images.shape[1:] == (3, *shape):
             ready = images[start : chunk.stop]
             if ready.dtype == torch.uint8 or (ready.is_floating_point() and folder.in_range(ready)):
-                yield ready if ready.dtype == torch.uint8 else ready.float()
+                yield view.fill(ready if ready.dtype == torch.uint8 else ready.float())
                 continue
         pixels = list(map_threads(read, chunk, None))
         exact = any(x.is_floating_point() for x in pixels)

@@ -40,6 +40,8 @@ class Options:
     small: Annotated[bool, typer.Option("--small/--full", help="A small budget at 128 px, or all of it.")] = False
     seeds: Annotated[str, typer.Option(help="How many, or which: 0,1,2.")] = "3"
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: data.size=128.")] = None
+    crop: Annotated[str | None, typer.Option(metavar="L,T,W,H|auto", help="What to look at (data.crop).")] = None
+    ignore: Annotated[str | None, typer.Option(metavar="MASK", help="White: counts for nothing (data.ignore).")] = None
     backend: Annotated[str, typer.Option(help="local, processes or ray.")] = "processes"
     workers: Annotated[int | None, typer.Option(help="Cells at a time; by default one per core.")] = None
     threads: Annotated[int, typer.Option(help="Threads per cell; another number rounds differently.")] = 1
@@ -55,8 +57,12 @@ class Options:
 
         preset = self.preset or preset
         config = study_config(preset, name, small=self.small).override(self.settings or [])
+        looks = {k: v for k, v in (("crop", self.crop), ("ignore", self.ignore)) if v is not None}
+        config = config.replace(data=looks)
         config = config.replace(train={} if self.device is None else {"device": self.device})
-        return config, " ".join([preset, *["--small"] * self.small, *(self.settings or [])])
+        return config, " ".join(
+            [preset, *["--small"] * self.small, *(f"--{k} {v}" for k, v in looks.items()), *(self.settings or [])]
+        )
 
     def run(self, grids: Sequence[Grid], base: Config, *, show: bool = False) -> None:
         """Check everything that can be checked beforehand, and run the cells of grids; ``show`` prints their tables."""
@@ -210,12 +216,11 @@ def report(
 
 def _run_report(run: Path, data: Path, target: Path) -> None:
     """Measure a finished run and write its page."""
-    from ..datasets.sources import open_source
     from ..detector import AnomalyDetector
     from ..run_report import write_run_report
 
     detector = AnomalyDetector.load(run)
-    parts = open_source(data, detector.config.data, shape=detector.shape)
+    parts = detector.open(data)
     result, prediction = detector.evaluate_split(parts.test)
     about = {"method": detector.method, "data": parts.root.resolve().name, **result, **detector.environment()}
     command = f"mlffn report {run} {data}"

@@ -169,9 +169,13 @@ def vary(base: Config, methods: Sequence[str], axes: Sequence[str], label: str =
 def _axis(text: str) -> tuple[str, list[str]]:
     key, equals, rest = text.partition("=")
     values = [v.strip() for v in re.split(r",(?![^\[{]*[\]}])", rest)]  # commas inside brackets belong to values
-    if key.strip() in ("method", "train.seed", "train.device") or not equals or len(set(values)) < len(values):
+    if (
+        key.strip() in ("method", "train.seed", "train.device", "data.ignore")
+        or not equals
+        or len(set(values)) < len(values)
+    ):
         raise ConfigError(
-            f"cannot vary {text!r}; write section.key=1,2,3, each value once; methods, seeds and device are options"
+            f"cannot vary {text!r}; write section.key=1,2,3, each value once; methods, seeds, device, mask are options"
         )
     return key.strip(), values
 

@@ -400,6 +400,10 @@ class AnomalyDetector:
             "predict_seconds": round(seconds, 3),
         }, prediction
 
+    def probe(self, test: Split) -> dict[str, dict[str, float]]:
+        """Return metrics beside those of the score map, by name: what a study asks to explain a result; here none."""
+        return {}
+
     def decide(self, prediction: Prediction, split: Split) -> dict[str, Any]:
         """Return rule and promise, and the shares of ``split`` that it calls anomalous, also of every defect."""
         calibration = fitted(self)
@@ -597,9 +601,16 @@ def fitted(detector: AnomalyDetector) -> Calibration:
 def measure(prediction: Prediction, split: Split) -> dict[str, float]:
     """Return the three metrics of a split's prediction, see :meth:`AnomalyDetector.evaluate`."""
     known = split.has_mask
-    maps, masks, ignored = prediction.maps[known], split.masks()[known], split.view.ignored(split.shape)
+    maps, masks, scores, labels = prediction.maps[known], split.masks()[known], prediction.scores, split.labels()
+    return measure_maps(maps, masks, scores, labels, ignored=split.view.ignored(split.shape))
+
+
+def measure_maps(
+    maps: Tensor, masks: Tensor, scores: Tensor, labels: Tensor, *, ignored: Tensor | None = None
+) -> dict[str, float]:
+    """Return the three metrics of maps (M, H, W) with masks, but for pixels ignored, and of scores (N,) with labels."""
     return {
-        "image_auroc": metrics.image_auroc(prediction.scores, split.labels()),
+        "image_auroc": metrics.image_auroc(scores, labels),
         "pixel_auroc": metrics.pixel_auroc(maps, masks, ignored=ignored),
         "pro": metrics.pro(maps, masks, ignored=ignored),
     }

@@ -11,8 +11,11 @@ from torch import Tensor
 from .backbones import Backbone
 from .config import Config
 from .datasets.folder import Split
+from .detector import Prediction, batches, measure, measure_maps
+from .devices import generator_for
 from .features import BackboneDetector, upsample
 from .network import MLFFN
+from .pseudo import PseudoAnomalies
 from .storage import load_module
 from .training import Generator, Trainer
 
@@ -70,6 +73,33 @@ class MLFFNDetector(BackboneDetector):
 
     def _score(self, images: Tensor) -> Tensor:
         return upsample(self._ready(self.network)(images).score, images.shape[-2:])
+
+    @torch.inference_mode()
+    def probe(self, test: Split) -> dict[str, dict[str, float]]:
+        """Return the metrics of other questions asked of the same network.
+
+        ``distance`` are those of the map A (§2.2) instead of η, where both exist. ``pseudo`` are those of the score on
+        what it was trained to find: the good test images against themselves made anomalous, all of them.
+        """
+        found = {}
+        if self.network.score is not None:
+            maps = torch.cat([self._run(images, self._distance).cpu() for images in batches(test)])
+            found["distance"] = measure(Prediction(maps, maps.flatten(1).amax(1)), test)
+        good = test.subset((test.labels() == 0).nonzero()[:, 0])
+        own = self.config.pseudo
+        pseudo = self.generator or PseudoAnomalies(1.0, own.kinds, own.options)
+        if isinstance(pseudo, PseudoAnomalies):
+            pseudo.prepare(good)
+        draws = generator_for(self.config.train.seed, "probe")
+        changed, masks = zip(*(pseudo(images, generator=draws) for images in batches(good)), strict=True)
+        maps = torch.cat([self._run(x, self._score).cpu() for images in (batches(good), changed) for x in images])
+        truth = torch.cat([torch.zeros(len(good), *maps.shape[1:], dtype=torch.bool), torch.cat(masks)[:, 0]])
+        labels = torch.arange(2 * len(good)) >= len(good)
+        found["pseudo"] = measure_maps(maps, truth, maps.flatten(1).amax(1), labels)
+        return found
+
+    def _distance(self, images: Tensor) -> Tensor:
+        return upsample(self._ready(self.network)(images).distance, images.shape[-2:])
 
     @property
     def _margin(self) -> float:

@@ -11,7 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,12 +20,18 @@ from . import registry
 from .canvas import PROBES, VISIBLE_CHANGE, Canvas, Pixels, Shapes, lerp, list_pixels, log_lerp, window_around
 from .errors import ConfigError
 
+if TYPE_CHECKING:
+    from .datasets.folder import Split
+
 _LUMA = (0.299, 0.587, 0.114)
 Limits = Mapping[str, tuple[float, float]]
 
 
 class PseudoAnomaly(ABC):
     """A kind of pseudo-anomaly; a new one implements :meth:`apply` and is named by its import path."""
+
+    def prepare(self, good: Split) -> None:  # noqa: B027  # most need nothing
+        """Learn what is needed of the good images, before the first of them is changed; by default nothing."""
 
     @abstractmethod
     def apply(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -398,6 +404,11 @@ class PseudoAnomalies:
             registry.find("kinds", name)  # a misspelt one would go unnoticed
         self.ratio, self.weights = ratio, dict(kinds)
         self.kinds = {name: generators.get(name) or _build(name, options.get(name, {})) for name in kinds}
+
+    def prepare(self, good: Split) -> None:
+        """Let every kind learn what it needs of the good images."""
+        for kind in self.kinds.values():
+            kind.prepare(good)
 
     def __call__(self, images: Tensor, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Change about ``ratio * B`` images; parameters, results and errors as in :class:`PseudoAnomaly`.

@@ -36,6 +36,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "cutpaste": "mlffn_lite.pseudo:CutPaste",
         "scar": "mlffn_lite.pseudo:CutPasteScar",
         "blemish": "mlffn_lite.beyond.blemish:Blemish",
+        "defects": "mlffn_lite.beyond.known_defects:KnownDefects",
     },
     "backbones": {},  # besides every name that build_backbone knows
     "sources": {"folder": "mlffn_lite.datasets.folder:AnomalyFolder"},

@@ -6,10 +6,12 @@ import math
 from pathlib import Path
 from typing import Any, Protocol
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from .config import Config, TrainConfig
+from .datasets.folder import Split
 from .devices import generator_for
 from .loop import Images, Loop
 from .losses import LossTerms, resize_mask, total_loss
@@ -62,6 +64,12 @@ class Trainer(Loop):
     def total_steps(self, images: int) -> int:
         """Return ``train.steps``, or the paper's number."""
         return total_steps(self.config.train, images)
+
+    def fit(self, images: Images, *, resume: bool = False, progress: bool = True) -> pd.DataFrame:
+        """Train, see :meth:`~mlffn_lite.loop.Loop.fit`; kinds of pseudo-anomalies may look at the images first."""
+        if isinstance(self.pseudo, PseudoAnomalies) and isinstance(images, Split):
+            self.pseudo.prepare(images)
+        return super().fit(images, resume=resume, progress=progress)
 
     def losses(self, images: Images) -> LossTerms:
         """Return the losses of a step."""

@@ -27,7 +27,7 @@ def test_an_installed_package_gives_short_names(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "bolts-1.dist-info/entry_points.txt").write_text("[mlffn_lite.kinds]\nrust = bolts:Rust\n")
     assert not registry.known("kinds", "rust")
     monkeypatch.syspath_prepend(tmp_path)
-    assert registry.names("kinds") == ["confetti", "cutpaste", "scar", "blemish", "rust"]
+    assert registry.names("kinds") == ["confetti", "cutpaste", "scar", "blemish", "defects", "rust"]
     rust = registry.find("kinds", "rust")
     assert issubclass(rust, PseudoAnomaly)
     assert registry.name_of("kinds", rust) == "rust"

@@ -82,8 +82,8 @@ def measure(cell: Cell) -> dict[str, Any]:
         The specification; ``image_auroc``, ``pixel_auroc``, ``pro``; ``fit_seconds``, without reading the images;
         ``predict_ms`` per image after a first batch; ``peak_memory_mb`` of the whole process up to then, without the
         metrics, and ``gpu_memory_mb`` of its tensors on a CUDA device; ``history``, some rows of the training curve,
-        empty where nothing is trained; ``scores`` of all test images by path; ``maps``, a few score maps, see
-        :func:`read_map`.
+        empty where nothing is trained; ``probes``, see :meth:`AnomalyDetector.probe`; ``scores`` of all test images
+        by path; ``maps``, a few score maps, see :func:`read_map`.
 
     Raises
     ------
@@ -121,6 +121,7 @@ def measure(cell: Cell) -> dict[str, Any]:
             "numerics": NUMERICS,
             "config": cell.config,
             "history": {} if detector.history.empty else _summary(detector.history),
+            "probes": detector.probe(parts.test),
             "scores": dict(zip(map(parts.name, parts.test.paths), prediction.scores.tolist(), strict=True)),
             "maps": _some_maps(prediction.maps, parts),
         }

@@ -158,11 +158,24 @@ def _grid(
     options.run([make(base, [base.method] if methods is None else _names(methods), vary, label)], base, show=True)
 
 
+def _suspects(
+    options: Options,
+    experiments: Annotated[str | None, typer.Option(help="Names, with commas between; by default all.")] = None,
+    arms: Annotated[str, typer.Option(help="Arms of Table 4 that are compared.")] = "baseline,+stl,+consistency",
+) -> None:
+    from .suspects import EXPERIMENTS, experiment
+
+    names = list(EXPERIMENTS) if experiments is None else _names(experiments)
+    base, label = options.base("table4", "small")
+    options.run([experiment(base, name, _names(arms), label) for name in names], base)
+
+
 _study("table1", "Run Tables 1 and 2: the compared methods beside the paper's.", _tables("methods"))
 _study("table2", "The same as table1: one run of a method gives both.", _tables("methods"))
 _study("table3", "Run Table 3: the share of pseudo-anomalies, 0 to 100 %.", _tables("table3"))
 _study("table4", "Run Table 4: the ablation, from the baseline to the whole method.", _tables("table4"))
 _study("tables", "Run Tables 3 and 4; the cell that they share runs once.", _tables("table3", "table4"))
+_study("suspects", "Ask why Table 4 comes out as it does: an experiment for each explanation.", _suspects)
 _study("compare", "Compare methods, as in Tables 1 and 2, with one configuration, in one table.", _compare)
 _study("grid", "Vary values of the configuration, in one table.", _grid)
 

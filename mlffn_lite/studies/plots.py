@@ -92,6 +92,27 @@ def rank_plot(ranked: pd.DataFrame, grid: Grid) -> Figure:
 
 
 @mpl.rc_context(STYLE)
+def gain_plot(found: pd.DataFrame) -> Figure:
+    """Draw what steps gain under conditions, from :func:`~.suspects.attribution`: a row of panels per step."""
+    steps = list(found[["before", "after"]].drop_duplicates().itertuples(index=False))
+    conditions = list(dict.fromkeys(found["condition"]))
+    figure = new_figure((0.9 + 0.2 * len(conditions)) * len(steps))
+    for axes, (before, after) in zip(figure.subplots(len(steps), 3, sharey=True, squeeze=False), steps, strict=True):
+        step = found[(found["before"] == before) & (found["after"] == after)]
+        for ax, metric in zip(axes, METRICS, strict=True):
+            rows = step[step["metric"] == metric].set_index("condition").reindex(conditions)
+            places = np.arange(len(rows))[::-1]
+            ax.axvline(0, color=COLOURS["black"], lw=0.8)
+            ax.axvline(rows["gain"].iloc[0], color=COLOURS["orange"], lw=1.2, ls="--")
+            ax.hlines(places, rows["low"], rows["high"], color=COLOURS["blue"], lw=2.2, alpha=0.45)
+            ax.plot(rows["gain"], places, "o", ms=4, color=COLOURS["blue"])
+            ax.set(title=PERCENT[metric].removesuffix(" %"), ylim=(-0.7, len(rows) - 0.3))
+            ax.set_yticks(places, conditions)
+        axes[1].set_xlabel(f"{_name(before)} → {_name(after)}, percentage points")
+    return figure
+
+
+@mpl.rc_context(STYLE)
 def heat_table(cells: pd.DataFrame, grid: Grid) -> Figure:
     """Draw the mean over seeds by set and column, a panel per metric, each row shaded from its worst to its best."""
     names = list(grid.columns)

@@ -20,9 +20,10 @@ from ..storage import write_atomic
 from .cell import NUMERICS
 from .grid import Grid
 from .paper import PAPER
-from .plots import dots, heat_table, map_panel, rank_plot, ratio_curve
+from .plots import dots, gain_plot, heat_table, map_panel, rank_plot, ratio_curve
 from .statistics import COSTS, FEWEST_PAIRS, METRICS, SIDES, VERDICTS, by_set, differences, frame, ranks, table
 from .store import Store
+from .suspects import EXPERIMENTS, attribution, attribution_rows, question
 
 TITLES = {
     "methods": "Compared methods (the paper's Tables 1 and 2)",
@@ -80,7 +81,7 @@ def _write_report(studies: Sequence[Cells], records: Sequence[dict[str, Any]], s
         summary, sets = table(cells, grid), by_set(cells, grid)
         for suffix, data, (head, rows), words, text in (
             ("", summary, layout(summary, grid), len(_TICKS) * (grid.name == "table4") + 1, caption(cells, grid)),
-            ("_sets", sets, layout_sets(sets, grid), 3, caption(cells, grid, over="Mean ±")),
+            ("_sets", sets, layout_sets(sets, grid), 3, caption(cells, grid, over="Mean ± sample")),
         ):
             file = f"{grid.name}{suffix}"
             write_atomic(place / f"{file}.md", f"{markdown_table(head, rows, text=words)}\n\n{text}\n")
@@ -88,6 +89,7 @@ def _write_report(studies: Sequence[Cells], records: Sequence[dict[str, Any]], s
             write_atomic(place / f"{file}.csv", data.to_csv(index=False, float_format="%.4f"))
             tables.append((f"{title(grid)}{', by set' if suffix else ''}", pd.DataFrame(rows, columns=head)))
     steps = [(grid, differences(cells, grid)) for grid, cells in studies]
+    tables += _write_attribution(studies, records, place)
     listed = pd.concat([rows.assign(study=grid.name) for grid, rows in steps])
     write_atomic(place / "differences.csv", listed.to_csv(index=False, float_format="%.4f"))
     write_atomic(place / "claims.md", claims(steps))
@@ -109,8 +111,28 @@ def _write_report(studies: Sequence[Cells], records: Sequence[dict[str, Any]], s
     )
 
 
+def _write_attribution(
+    studies: Sequence[Cells], records: Sequence[dict[str, Any]], place: Path
+) -> list[tuple[str, pd.DataFrame]]:
+    """Write what the experiments about Table 4 explain, where there are any; returns the tables with their headings."""
+    found = attribution(records, [grid for grid, _ in studies if grid.name in EXPERIMENTS])
+    if found.empty:
+        return []
+    parts = [(f"What explains {heading}", head, rows) for heading, head, rows in attribution_rows(found)]
+    text = "\n\n".join(f"### {heading}\n\n{markdown_table(head, rows, text=2)}" for heading, head, rows in parts)
+    grid, cells = studies[0]
+    about = caption(
+        cells, grid, over="Percentage points: mean over sets and seeds, 95 % interval of a paired bootstrap."
+    )
+    write_atomic(place / "attribution.md", f"{text}\n\n{about}\n")
+    write_atomic(place / "attribution.csv", found.to_csv(index=False, float_format="%.4f"))
+    return [(heading, pd.DataFrame(rows, columns=head)) for heading, head, rows in parts]
+
+
 def title(grid: Grid) -> str:
     """Return the heading of a grid's tables."""
+    if grid.name in EXPERIMENTS:
+        return question(grid.name)
     return TITLES.get(grid.name, f"Varied: {grid.name.replace('+', ' and ')}")
 
 
@@ -179,7 +201,7 @@ def latex(head: Sequence[str], rows: Sequence[Sequence[str]], text: str) -> str:
     return styled(pd.DataFrame(list(rows), columns=list(head)), caption=escaped, column_format=form, hrules=True)
 
 
-def caption(cells: pd.DataFrame, grid: Grid, *, over: str = "Mean over sets, ±") -> str:
+def caption(cells: pd.DataFrame, grid: Grid, *, over: str = "Mean over sets, ± sample") -> str:
     """Say what the numbers of a table were measured with."""
 
     def each(key: str) -> str:
@@ -194,7 +216,7 @@ def caption(cells: pd.DataFrame, grid: Grid, *, over: str = "Mean over sets, ±"
         f"{grid.label}, {each('steps')} steps; {', '.join(f'{name} {shape}' for name, shape in sets)} px;"
         f" seeds {', '.join(map(str, sorted(cells['seed'].unique())))}{short};"
         f" {each('device')} ({each('device_name')}), {each('threads')} thread(s), {each('precision')}{older}."
-        f" {over} sample standard deviation over seeds.{paper}"
+        f" {over}{' standard deviation over seeds.' * over.endswith('sample')}{paper}"
     )
 
 
@@ -249,6 +271,10 @@ def _figures(
                 yield f"{grid.name}_ranks.png", "Ranks", rank_plot(ranked, grid), text, "Three charts of dots and bars"
         text = f"{heading} by set: mean over seeds, each row shaded from its worst (dark) to its best (light)."
         yield f"{grid.name}_sets.png", "By set", heat_table(cells, grid), text, "Three tables"
+    found = attribution(records, [grid for grid, _ in studies if grid.name in EXPERIMENTS])
+    if not found.empty:
+        text = "What steps of the ablation gain under each condition, 95 % intervals; line: as it is."
+        yield "attribution.png", "What explains Table 4", gain_plot(found), text, "Charts of dots and bars"
     grid, cells = studies[-1]
     for name in _bundled(cells):
         text = f"{name}: the same test images, first seed; colours of each row from its median good score up."

@@ -34,14 +34,19 @@ _ABOUT = ["set", "seed", "fingerprint", "device", "device_name", "threads", "pre
 _FIELDS = ["column", *_ABOUT, "shape", "steps", *COSTS, *METRICS]
 
 
-def frame(records: Sequence[Mapping[str, Any]], grid: Grid) -> pd.DataFrame:
-    """Return a row per cell of a grid: ``column``, ``set``, ``seed``, what it was measured with, metrics in percent."""
+def frame(records: Sequence[Mapping[str, Any]], grid: Grid, probe: str = "") -> pd.DataFrame:
+    """Return a row per cell of a grid: ``column``, ``set``, ``seed``, what it was measured with, metrics in percent.
+
+    With ``probe``, the metrics are that probe's (see :meth:`AnomalyDetector.probe`), of the cells that have it.
+    """
     columns = {identity(config): name for name, config in grid.columns.items()}
     rows = []
     for record in records:
         if (column := columns.get(identity(record["config"]))) is not None:
             shape, steps = "×".join(map(str, record["shape"])), record["config"]["train"]["steps"]
-            rows.append({**record, "column": column, "shape": shape, "steps": steps})
+            if (found := record.get("probes", {}).get(probe) if probe else record) is not None:
+                values = {metric: found[metric] for metric in METRICS}
+                rows.append({**record, **values, "column": column, "shape": shape, "steps": steps})
     cells = pd.DataFrame(rows, columns=_FIELDS).astype(dict.fromkeys([*COSTS, *METRICS], float))
     return cells.assign(**{metric: 100 * cells[metric] for metric in METRICS})
 

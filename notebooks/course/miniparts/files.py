@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,7 +21,13 @@ from .names import Name, check_name, pictures
 
 
 def generate(
-    root: Path, *, categories: Sequence[str] | None = None, seed: int = 0, size: int = 256, progress: bool = True
+    root: Path,
+    *,
+    categories: Sequence[str] | None = None,
+    seed: int = 0,
+    size: int = 256,
+    progress: bool = True,
+    wanted: Callable[[Name], bool] = lambda name: True,
 ) -> None:
     """Draw the whole set into `root`, in MVTec AD's layout, with a SHA-256 manifest.
 
@@ -35,6 +41,8 @@ def generate(
         As for `render`.
     progress : bool
         Whether to show a progress bar.
+    wanted : callable
+        Which images to draw; by default all.
 
     Raises
     ------
@@ -47,7 +55,7 @@ def generate(
         check_name(category, "train", "good", 0)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise DataError(f"{root} exists and is not an empty folder; name a new folder or remove it first")
-    names = [name for category in chosen for name in pictures(category)]
+    names = [name for category in chosen for name in pictures(category) if wanted(name)]
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
         draft = Path(tempfile.mkdtemp(prefix=f".{root.name}-", suffix=".tmp", dir=root.parent))

@@ -95,7 +95,9 @@ class MLFFNDetector(BackboneDetector):
         maps = torch.cat([self._run(x, self._score).cpu() for images in (batches(good), changed) for x in images])
         truth = torch.cat([torch.zeros(len(good), *maps.shape[1:], dtype=torch.bool), torch.cat(masks)[:, 0]])
         labels = torch.arange(2 * len(good)) >= len(good)
-        found["pseudo"] = measure_maps(maps, truth, maps.flatten(1).amax(1), labels)
+        found["pseudo"] = measure_maps(
+            maps, truth, maps.flatten(1).amax(1), labels, ignored=test.view.ignored(test.shape)
+        )
         return found
 
     def _distance(self, images: Tensor) -> Tensor:

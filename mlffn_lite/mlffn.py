@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class MLFFNDetector(BackboneDetector):
     """
 
     trains = True
+    network_class: ClassVar[type[MLFFN]] = MLFFN
 
     def __init__(
         self, config: Config, *, network: MLFFN | None = None, generator: Generator | None = None, fabric: Any = None
@@ -60,12 +61,17 @@ class MLFFNDetector(BackboneDetector):
             self.network = self._build()
         elif self.step:
             self.network.load_state_dict(self._initial)  # type: ignore[arg-type]
+        with torch.no_grad():
+            self._prepare(train)
         options = {"generator": self.generator, "fabric": self.fabric}
         trainer = Trainer(self.network, self.config, folder=run, data=self._data, **options)
         self.device, self.rank = trainer.device, trainer.rank
         self.history = trainer.fit(train, resume=resume, progress=progress)
         self.step = trainer.step
         return trainer.seconds
+
+    def _prepare(self, train: Split) -> None:
+        """Learn, before the first step, what the network needs of the good images; here nothing."""
 
     def _score_levels(self, levels: list[Tensor], size: torch.Size, *, left_out: Tensor | None = None) -> Tensor:
         """Score pixels by equation (9); training images are not left out, which would take as many trainings."""
@@ -124,4 +130,4 @@ class MLFFNDetector(BackboneDetector):
         """Return a network whose initial weights depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.train.seed)
-            return MLFFN(self.config.model, self.config.texture)
+            return self.network_class(self.config.model, self.config.texture)

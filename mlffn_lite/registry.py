@@ -20,6 +20,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "mlffn": "mlffn_lite.mlffn:MLFFNDetector",
         "density": "mlffn_lite.beyond.density:DensityDetector",
         "memory": "mlffn_lite.beyond.memory:MemoryDetector",
+        "residual": "mlffn_lite.beyond.residual:ResidualDetector",
         "ensemble": "mlffn_lite.beyond.ensemble:EnsembleDetector",
         "patchcore": "mlffn_lite.peers.patchcore:PatchCore",
         "patchcore_fine": "mlffn_lite.peers.patchcore:FinePatchCore",

@@ -134,6 +134,8 @@ def train(
     ignore: Annotated[
         str | None, typer.Option(metavar="MASK", help="Image, white where pixels count for nothing (data.ignore).")
     ] = None,
+    tile: Annotated[int | None, typer.Option(metavar="SIDE", help="Fit and score in tiles (data.tile).")] = None,
+    overlap: Annotated[int | None, typer.Option(metavar="PX", help="That tiles share (data.overlap).")] = None,
     devices: Annotated[
         int, typer.Option(min=1, help="Devices to train on; more than 1 needs the [distributed] extra.")
     ] = 1,
@@ -145,7 +147,7 @@ def train(
     config = config.override(settings or [])
     given: dict[str, dict[str, Any]] = {
         "train": {"seed": seed, "device": device},
-        "data": {"crop": crop, "ignore": ignore},
+        "data": {"crop": crop, "ignore": ignore, "tile": tile, "overlap": overlap},
     }
     config = config.replace(**{k: {n: v for n, v in some.items() if v is not None} for k, some in given.items()})
     check_folder(folder, resume)

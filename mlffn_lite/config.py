@@ -94,6 +94,18 @@ class DataConfig(Section):
     stands out or varies in the good training images."""
     ignore: Annotated[str, Field(exclude_if=lambda value: not value)] = ""
     """Image of the photographs' size, white where pixels count for nothing."""
+    tile: Annotated[int, Field(ge=0, le=4096, exclude_if=lambda value: not value)] = 0
+    """Side of the tiles that images, once resized, are fitted and scored in; 0 for whole images."""
+    overlap: Annotated[int, Field(ge=0, le=2048, exclude_if=lambda value: value == 64)] = 64
+    """Pixels that neighbouring tiles share."""
+
+    @model_validator(mode="after")
+    def _tiles(self) -> Self:
+        if 0 < self.tile < max(32, 2 * self.overlap):
+            raise ValueError(
+                f"data.tile = {self.tile} must be 0, or at least 32 and twice data.overlap = {self.overlap}"
+            )
+        return self
 
 
 class PseudoConfig(Section):

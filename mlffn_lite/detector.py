@@ -35,10 +35,16 @@ from .storage import (
     write_atomic,
     write_json,
 )
+from .tiles import TiledSplit, Tiles
 
 PREDICT_BATCH = 16
 CALIBRATION_IMAGES = 256
 """Good training images, at most, that colours and threshold are taken from, evenly spread over the set."""
+
+CALIBRATION_PIXELS = 1 << 25
+"""Of their stitched maps, about so many pixels are kept."""
+BATCH_PIXELS = 1 << 24
+"""Of images in memory at a time, about, however large they are."""
 
 
 class Prediction(NamedTuple):
@@ -231,9 +237,12 @@ class AnomalyDetector:
                 raise CheckpointError(f"{run} holds a run already; resume it or train into another folder")
             if (run / CHECKPOINT).exists() and self._take_over(run):
                 return self
-        seconds = self._fit(parts.train, run=run, progress=progress, resume=resume)
+        train = TiledSplit(parts.train, self.tiles) if self.tiles else parts.train
+        seconds = self._fit(train, run=run, progress=progress, resume=resume)
         started = time.perf_counter()
-        self._calibrate(parts.train)
+        self._calibrate(train)
+        if self.tiles:
+            self._calibrate_stitched(parts.train)
         if parts.validation:
             self.calibrate(parts.validation)
         self.seconds = seconds + time.perf_counter() - started
@@ -287,8 +296,8 @@ class AnomalyDetector:
         DataError
             If a file cannot be read, or pixels have another shape, type or range.
         """
-        found = iterate_batches(images, self.shape, PREDICT_BATCH, self.view)
-        parts = [self.view.quiet(self._run(batch, self._score).cpu()) for batch in found]
+        found = iterate_batches(images, self.shape, batch_size(self.shape), self.view)
+        parts = [self.view.quiet(self._run_whole(batch, self._score).cpu()) for batch in found]
         maps = torch.cat(parts) if parts else torch.zeros(0, *self.shape)
         return Prediction(maps, maps.flatten(1).amax(1) if len(maps) else torch.zeros(0))
 
@@ -542,10 +551,33 @@ class AnomalyDetector:
         maps = torch.cat([self._run(images, self._score_left_out, numbers).cpu() for images, numbers in sample])
         self.calibration = self._calibrated(maps)
 
+    @torch.inference_mode()
+    def _calibrate_stitched(self, train: Split) -> None:
+        """Calibrate on whole images, of whose stitched maps only some pixels are kept."""
+        assert self.tiles is not None
+        tiled, count = TiledSplit(train, self.tiles), len(self.tiles.places)
+        chosen = range(0, len(train), -(-len(train) // CALIBRATION_IMAGES))
+        ignored = self.view.ignored(self.shape)
+        step = max(1, len(chosen) * self.shape[0] * self.shape[1] // CALIBRATION_PIXELS)
+        kept, scores = [], []
+        for image in chosen:
+
+            def left_out(numbers: list[int], first: int = image * count) -> Tensor:
+                places = torch.tensor(numbers) + first
+                return self._run(tiled.batch(places)[0], self._score_left_out, places).cpu()
+
+            heat = self.tiles.stitch(left_out, PREDICT_BATCH)
+            seen = heat.flatten() if ignored is None else heat[~ignored]
+            kept.append(seen[::step].clone())
+            scores.append(seen.amax())
+        found = Prediction(torch.stack(kept), torch.stack(scores))
+        source = "left out" if self.leaves_out else "training"
+        self.calibration = Calibration.from_good(found, margin=self._margin, source=source)
+
     def _calibrated(self, maps: Tensor) -> Calibration:
         """Return the scale of score maps (B, H, W) of good training images; ignored pixels do not count."""
         source, ignored = "left out" if self.leaves_out else "training", self.view.ignored(self.shape)
-        seen = maps.flatten(1) if ignored is None else maps[:, ~ignored]
+        seen = maps.flatten(1) if ignored is None or self.tiles else maps[:, ~ignored]
         return Calibration.from_good(Prediction(seen, seen.amax(1)), margin=self._margin, source=source)
 
     @property
@@ -570,6 +602,26 @@ class AnomalyDetector:
         if isinstance(found[0], Tensor):
             return torch.cat(found)[: len(images)]
         return [torch.cat(parts)[: len(images)] for parts in zip(*found, strict=True)]
+
+    def _run_whole(self, images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """As :meth:`_run`, of whole images, whose maps (B, ..., H, W) are stitched where they are seen in tiles."""
+        tiles = self.tiles
+        if tiles is None:
+            return self._run(images, function)
+
+        def stitched(image: Tensor) -> Tensor:
+            def maps(numbers: list[int]) -> Tensor:
+                return self._run(torch.stack([tiles.cut(image, n) for n in numbers]), function).cpu()
+
+            return tiles.stitch(maps, PREDICT_BATCH)
+
+        return torch.stack([stitched(image) for image in images])
+
+    @property
+    def tiles(self) -> Tiles | None:
+        """The tiles that images are fitted and scored in; None if they are not."""
+        side = self.config.data.tile
+        return Tiles(self.shape, side, self.config.data.overlap) if 0 < side < max(self.shape) else None
 
     def _pixels(self, images: Tensor) -> Tensor:
         """Bring images to the device, float in [0, 1], in the layout that convolutions are fastest in."""
@@ -618,8 +670,14 @@ def measure_maps(
 
 def batches(split: Split) -> Iterator[Tensor]:
     """Yield the images of a split, uint8, as many at a time as are scored together."""
-    for start in range(0, len(split), PREDICT_BATCH):
-        yield split.batch(range(start, min(start + PREDICT_BATCH, len(split))))[0]
+    size = batch_size(split.shape)
+    for start in range(0, len(split), size):
+        yield split.batch(range(start, min(start + size, len(split))))[0]
+
+
+def batch_size(shape: tuple[int, int]) -> int:
+    """Return how many images of a height and width are held at a time."""
+    return max(1, min(PREDICT_BATCH, BATCH_PIXELS // (shape[0] * shape[1])))
 
 
 def calibration_sample(train: Split) -> Iterator[tuple[Tensor, Tensor]]:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from .datasets.folder import but_holds, few, image_tensor, list_images, open_image, seen_tensor
 from .datasets.view import Box, View
 from .decision import Region
-from .detector import PREDICT_BATCH, AnomalyDetector, Calibration, fitted
+from .detector import PREDICT_BATCH, AnomalyDetector, Calibration, batch_size, fitted
 from .errors import DataError, MlffnError
 from .figures import overlay
 from .storage import write_atomic, write_json
@@ -138,7 +138,7 @@ def write_predictions(
                     files = _files(names[path], outputs)
                     row["picture"] = files.get("picture", "")
                     waiting.append(writers.submit(_write, folder, files, loaded, heat, detector, outputs))
-                while len(waiting) > 2 * PREDICT_BATCH:
+                while len(waiting) > 2 * len(chunk):
                     waiting.popleft().result()
                 tables.add(row, found)
                 bar.update()
@@ -153,7 +153,8 @@ def _ahead(
     pool: ThreadPoolExecutor, paths: Sequence[Path], detector: AnomalyDetector, outputs: Outputs
 ) -> Iterator[list[tuple[Path, _Loaded]]]:
     """Yield images in batches, of which the next is read while one is scored."""
-    chunks = [paths[i : i + PREDICT_BATCH] for i in range(0, len(paths), PREDICT_BATCH)]
+    size = min(PREDICT_BATCH, batch_size(detector.shape))
+    chunks = [paths[i : i + size] for i in range(0, len(paths), size)]
     jobs: deque[list[Future[_Loaded]]] = deque()
     for place in range(len(chunks)):
         for chunk in chunks[place + len(jobs) : place + 2]:

@@ -177,6 +177,8 @@ def test_a_folder_of_good_images_is_enough(run: Run, parts: Path, tmp_path: Path
         (["--device", "warp"], "cannot be used here"),
         (["--crop", "1,2,3"], "data.crop must be auto, none or left,top,width,height"),
         (["--crop", "0,0,900,900"], "do not hold the crop 0,0,900,900"),
+        (["--tile", "100"], "data.tile = 100 must be 0, or at least 32 and twice data.overlap = 64"),
+        (["--overlap", "-1"], "data.overlap = -1 is out of range"),
         (["--ignore", "none.png"], "none.png: cannot be read"),
         (["--config", "none.toml"], "cannot read configuration"),
         (["--set", "model.backbone=resnet50"], "no installed package"),

@@ -119,7 +119,7 @@ class EnsembleDetector(AnomalyDetector):
         counts = [m.parts for m in self.members.values()]
         found: dict[str, list[Tensor]] = {name: [] for name in (*self.members, self.method)}
         for batch in iterate_batches(images, self.shape, PREDICT_BATCH, self.view):
-            maps = self._run(batch, lambda x: self._standardise(self._maps(x)))
+            maps = self._run_whole(batch, lambda x: self._standardise(self._maps(x)))
             members = [part.mean(1) for part in maps.split(counts, dim=1)]
             for kept, new in zip(found.values(), (*members, self._combine(maps)), strict=True):
                 kept.append(self.view.quiet(new.cpu()))
@@ -127,6 +127,9 @@ class EnsembleDetector(AnomalyDetector):
 
     def _score(self, images: Tensor) -> Tensor:
         return self._combine(self._standardise(self._maps(images)))
+
+    def _score_left_out(self, images: Tensor, numbers: Tensor) -> Tensor:
+        return self._combine(self._standardise(self._maps(images, numbers)))
 
     def _maps(self, images: Tensor, left_out: Tensor | None = None) -> Tensor:
         """Return the maps as members give them, (B, maps, H, W)."""

@@ -175,7 +175,8 @@ def _axis(text: str) -> tuple[str, list[str]]:
         or len(set(values)) < len(values)
     ):
         raise ConfigError(
-            f"cannot vary {text!r}; write section.key=1,2,3, each value once; methods, seeds, device, mask are options"
+            f"cannot vary {text!r}; write section.key=1,2,3, each value once;"
+            " methods, seeds and device are options, and so is the ignore mask"
         )
     return key.strip(), values
 

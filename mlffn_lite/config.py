@@ -1,4 +1,4 @@
-"""Configuration: frozen pydantic models, the presets ``tiny``, ``small``, ``parts`` and ``paper``, and TOML in and out.
+"""Configuration: frozen pydantic models, presets from ``tiny`` to ``paper``, and TOML in and out.
 
 A bound, a choice and a meaning stand beside their field. ``Config.model_json_schema()`` gives them to editors.
 """
@@ -288,8 +288,9 @@ class EnsembleConfig(Section):
 
     @model_validator(mode="after")
     def _no_circle(self) -> Self:
-        if "ensemble" in self.members:
-            raise ValueError("ensemble.members names ensemble itself; name methods of one map each")
+        for name in ("ensemble", "ensemble_trained"):
+            if name in self.members:
+                raise ValueError(f"ensemble.members names {name} itself; name methods of one map each")
         return self
 
 
@@ -330,7 +331,7 @@ class Config(Section):
 
         Parameters
         ----------
-        name : {"tiny", "small", "parts", "paper"}
+        name : {"tiny", "small", "parts", "thorough", "paper"}
             Preset.
         **sections : mapping
             For example ``train={"steps": 400, "seed": 1}``, or ``method="density"``.
@@ -465,6 +466,7 @@ PRESETS: dict[str, Config] = {
     ),
     "small": _SMALL,
     "parts": _SMALL.replace(method="ensemble"),
+    "thorough": _SMALL.replace(method="ensemble_trained"),
     "paper": Config().replace(
         model={"backbone": "resnet50", "weights": "default", "width": 256, "stride": 4}, texture={"tem_levels": 128}
     ),

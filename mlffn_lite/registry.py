@@ -22,6 +22,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "memory": "mlffn_lite.beyond.memory:MemoryDetector",
         "residual": "mlffn_lite.beyond.residual:ResidualDetector",
         "ensemble": "mlffn_lite.beyond.ensemble:EnsembleDetector",
+        "ensemble_trained": "mlffn_lite.beyond.ensemble:TrainedEnsemble",
         "patchcore": "mlffn_lite.peers.patchcore:PatchCore",
         "patchcore_fine": "mlffn_lite.peers.patchcore:FinePatchCore",
         "padim": "mlffn_lite.peers.padim:PaDiM",

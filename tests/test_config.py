@@ -112,7 +112,7 @@ def test_score_constraint_needs_the_learned_score() -> None:
 
 
 def test_unknown_preset_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="paper, parts, small, tiny"):
+    with pytest.raises(ConfigError, match="paper, parts, small, thorough, tiny"):
         Config.preset("huge")
 
 

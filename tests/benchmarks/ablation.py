@@ -58,17 +58,19 @@ def arms(good: Tensor, test: Tensor, names: list[str], rings: int) -> dict[str, 
     result[NO_RINGS] = torch.stack([whole[p] for p in PARTS]).mean(0)
     for name in names[len(PARTS) :]:
         result[f"{name} alone"] = found[name]
-        result[f"with {name}"] = torch.stack([*(found[p] for p in PARTS), found[name]]).mean(0)
+        for weight in (1, 2):
+            arm = f"with {name}" + f", weight {weight}" * (weight > 1)
+            result[arm] = torch.stack([*(found[p] for p in PARTS), *[found[name]] * weight]).mean(0)
     return result
 
 
-def run(path: Path, size: int, seed: int, network: bool) -> list[dict[str, object]]:
+def run(path: Path, size: int, seed: int, networks: list[str]) -> list[dict[str, object]]:
     """Measure all arms on one set."""
-    members = {"density": 2.0, "memory": 3.0, **({"mlffn": 1.0} if network else {})}
+    members = {"density": 2.0, "memory": 3.0, **dict.fromkeys(networks, 1.0)}
     config = Config.preset("parts", data={"size": size}, train={"seed": seed}, ensemble={"members": members})
     parts = open_source(path, config.data)
     detector = EnsembleDetector(config).fit(parts, progress=False)
-    names = [*PARTS, *(["network"] if network else [])]
+    names = [*PARTS, *networks]  # the members come in the alphabet's order
     rows = []
     for arm, maps in arms(*maps_of(detector, parts), names, config.ensemble.rings).items():
         scores = maps.flatten(1).amax(1)
@@ -102,19 +104,20 @@ def main(
     out: Annotated[Path, typer.Option("--out")] = Path("runs/ablation.jsonl"),
     size: int = 256,
     seeds: int = 3,
-    network: Annotated[bool, typer.Option(help="Train the paper's network, on blemishes, as one more part.")] = False,
+    network: Annotated[str, typer.Option(help="Train these on blemishes as more parts: mlffn,residual.")] = "",
 ) -> None:
     """Measure what has not been measured yet, and print the table."""
     out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()] if out.exists() else []
-    about = {"size": size, "network": network, "numerics": NUMERICS}
+    networks = sorted(filter(None, network.split(",")))
+    about = {"size": size, "network": networks, "numerics": NUMERICS}
     done = {(r["set"], r["seed"]) for r in rows if about.items() <= r.items()}
     places = data or [miniparts_path() / name for name in CATEGORIES]
     for seed in range(seeds):
         for path in tqdm(places, f"seed {seed}"):
             if (path.name, seed) in done:
                 continue
-            new = [{"set": path.name, "seed": seed, **about, **r} for r in run(path, size, seed, network)]
+            new = [{"set": path.name, "seed": seed, **about, **r} for r in run(path, size, seed, networks)]
             with out.open("a", encoding="utf-8") as stream:
                 stream.writelines(json.dumps(row) + "\n" for row in new)
             rows += new

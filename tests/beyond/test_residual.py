@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from mlffn_lite.beyond.ensemble import RESIDUAL_WEIGHT, TrainedEnsemble
 from mlffn_lite.beyond.residual import ResidualDetector, ResidualMLFFN
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
@@ -92,6 +93,20 @@ def test_it_is_a_member_of_an_ensemble(folder: AnomalyFolder, tmp_path: Path) ->
     detector = AnomalyDetector(config).fit(folder, out=tmp_path / "r", progress=False)
     images = folder.test.images()
     assert torch.equal(AnomalyDetector.load(tmp_path / "r").predict(images).maps, detector.predict(images).maps)
+
+
+def test_the_trained_ensemble_has_it_as_one_more_member(folder: AnomalyFolder, tmp_path: Path) -> None:
+    config = CONFIG.replace(method="ensemble_trained", memory={"patches": 60})
+    detector = AnomalyDetector(config).fit(folder, out=tmp_path / "r", progress=False)
+    assert isinstance(detector, TrainedEnsemble)
+    assert dict(detector.config.ensemble.members) == {"density": 2.0, "memory": 3.0, "residual": RESIDUAL_WEIGHT}
+    assert list(detector.maps(folder.test.images())) == ["density", "memory", "residual", "ensemble_trained"]
+    assert detector.calibration is not None
+    assert detector.calibration.source == "training"  # the network saw them all
+    again = AnomalyDetector.load(tmp_path / "r")
+    assert torch.equal(again.predict(folder.test.images()).maps, detector.predict(folder.test.images()).maps)
+    other = AnomalyDetector(config.replace(ensemble={"members": {"density": 1.0, "residual": 4.0}}))
+    assert dict(other.config.ensemble.members) == {"density": 1.0, "residual": 4.0}
 
 
 def test_a_backbone_that_changes_is_refused() -> None:

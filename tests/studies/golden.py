@@ -65,7 +65,7 @@ def changes(method: str, golden: Mapping[str, Any], found: Mapping[str, Any]) ->
     """Say which numbers of a method are not the golden ones: scores in units of their range, metrics, and losses."""
     if golden.keys() != found.keys():
         return [f"{method}: has {', '.join(found)}, had {', '.join(golden)}"]
-    trained = method == "ensemble" or registry.find("methods", method).trains
+    trained = method.startswith("ensemble") or registry.find("methods", method).trains
     tolerance = OWN.get(method, TRAINED if trained else CLOSED_FORM)
     scores = list(zip(golden["scores"], found["scores"], strict=True))
     off = max(abs(a - b) for a, b in scores) / (max(golden["scores"]) - min(golden["scores"]))

@@ -106,7 +106,7 @@ def test_cells_come_seed_by_seed_with_all_that_they_need() -> None:
 def test_methods_side_by_side_share_one_configuration() -> None:
     base = Config.preset("parts")
     found = compare(base, registry.names("methods"), "parts")
-    assert list(found.columns)[:5] == ["mlffn", "density", "memory", "ensemble", "patchcore"]
+    assert list(found.columns)[:5] == ["mlffn", "density", "memory", "residual", "ensemble"]
     assert set(METHODS) < set(found.columns)
     assert {identity({**c, "method": ""}) for c in found.columns.values()} == {
         identity({**base.to_dict(), "method": ""})
@@ -156,8 +156,8 @@ def test_several_keys_and_methods_are_their_product_and_only_neighbours_are_comp
         (["loss.gamma=1", "loss.gamma=2"], "--vary must name each key once"),
         (["loss.gamma"], "cannot vary 'loss.gamma'; write section.key=1,2,3"),
         (["loss.gamma=1,1"], "each value once"),
-        (["method=padim,mlffn"], "methods, seeds and device are options"),
-        (["train.seed=1,2"], "methods, seeds and device are options"),
+        (["method=padim,mlffn"], "methods, seeds, device, mask are options"),
+        (["train.seed=1,2"], "methods, seeds, device, mask are options"),
         (["loss.gamma=1,1.0"], "loss.gamma=1 and loss.gamma=1.0 are the same configuration"),
         (["loss.gama=1,2"], "loss.gama"),
         (["loss.gamma=1,,2"], "loss.gamma"),

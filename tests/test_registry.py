@@ -49,7 +49,7 @@ def test_a_class_without_a_name_is_called_by_its_import_path() -> None:
     [
         (
             "padin",
-            "unknown method 'padin'; choose from mlffn, density, memory, residual, ensemble, ensemble_trained, patchcore",
+            "unknown method 'padin'; choose from mlffn, density, memory, residual, ensemble, ensemble_trained",
         ),
         (":Name", "unknown method ':Name'"),
         ("nowhere.at.all:Name", "cannot import the method 'nowhere.at.all:Name' (ModuleNotFoundError"),

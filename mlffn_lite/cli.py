@@ -73,6 +73,12 @@ def _version(asked: bool) -> None:
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="MVTec-layout folder, or a folder of good images.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mlffn train` wrote.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without files that cannot be read.")]
+Good = Annotated[str | None, typer.Option(metavar="FOLDER", help="Folder of good images in DATA (data.good).")]
+Bad = Annotated[
+    list[str] | None,
+    typer.Option(metavar="FOLDER", help="Folder of defective ones in DATA; may be repeated (data.bad)."),
+]
+Recursive = Annotated[bool, typer.Option("--recursive", help="Read images in sub-folders too.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default CUDA if there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")]
 
@@ -128,6 +134,9 @@ def train(
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: train.steps=400.")] = None,
     device: Device = None,
     threads: Threads = None,
+    good: Good = None,
+    bad: Bad = None,
+    recursive: Recursive = False,
     crop: Annotated[
         str | None, typer.Option(metavar="L,T,W,H|auto", help="Part of each photograph to look at (data.crop).")
     ] = None,
@@ -147,14 +156,24 @@ def train(
     config = config.override(settings or [])
     given: dict[str, dict[str, Any]] = {
         "train": {"seed": seed, "device": device},
-        "data": {"crop": crop, "ignore": ignore, "tile": tile, "overlap": overlap},
+        "data": {
+            "good": good,
+            "bad": bad,
+            "recursive": recursive or None,
+            "crop": crop,
+            "ignore": ignore,
+            "tile": tile,
+            "overlap": overlap,
+        },
     }
     config = config.replace(**{k: {n: v for n, v in some.items() if v is not None} for k, some in given.items()})
     check_folder(folder, resume)
     if config.train.batch < devices:
         raise ConfigError(f"--devices {devices} must be at most train.batch = {config.train.batch}")
 
+    from .datasets.listing import unused_folders
     from .datasets.sources import open_source
+    from .datasets.verify import training_notices
     from .datasets.view import View
     from .detector import AnomalyDetector, fitted
     from .loop import Interrupted
@@ -163,7 +182,9 @@ def train(
     use_threads(threads)
     parts = open_source(data, config.data, skip_bad=skip_bad)
     for place in sorted({p.parent for p in (*parts.train.paths, *parts.test.paths)}):
-        _say_left_out(place)
+        _say_left_out(place, config.data.recursive)
+    for line in [*unused_folders(data, config.data.good, config.data.bad), *training_notices(parts)]:
+        print(f"mlffn: {line}", file=sys.stderr)
     fabric = launch(config, devices) if devices > 1 else None
     first = fabric is None or fabric.global_rank == 0  # of the processes, to speak for all
     options = {} if fabric is None else {"fabric": fabric}
@@ -247,6 +268,7 @@ def predict(
     maps: Annotated[str, typer.Option(metavar="none|npy|tiff16", help="Score maps, to compute with.")] = "none",
     masks: Annotated[bool, typer.Option("--masks", help="Masks of the regions that count.")] = False,
     form: Annotated[str, typer.Option("--format", metavar="csv|coco", help="Regions as COCO JSON too.")] = "csv",
+    recursive: Recursive = False,
     resume: Annotated[bool, typer.Option("--resume", help="Judge only what --out has no verdict for.")] = False,
     device: Device = None,
     threads: Threads = None,
@@ -254,7 +276,7 @@ def predict(
 ) -> None:
     """Judge images: OK or NOK with regions in scores.csv and regions.csv, and heatmaps on a fixed colour scale."""
     from .detector import AnomalyDetector, fitted
-    from .heatmaps import NOK, Outputs, not_judged, write_predictions
+    from .heatmaps import NOK, Outputs, collect_images, not_judged, write_predictions
 
     for value, allowed, name in (
         (pictures, ("png", "jpeg", "none"), "--pictures"),
@@ -267,8 +289,9 @@ def predict(
     outputs = Outputs("none" if no_pictures else pictures, maps, masks)  # type: ignore[arg-type]
     detector = AnomalyDetector.load(run, device=device)
     for place in filter(Path.is_dir, images):
-        _say_left_out(place)
-    table = write_predictions(detector, images, folder, outputs=outputs, resume=resume, coco=form == "coco")
+        _say_left_out(place, recursive)
+    paths = collect_images(images, recursive) if recursive else images
+    table = write_predictions(detector, paths, folder, outputs=outputs, resume=resume, coco=form == "coco")
     count = int((table["verdict"] == NOK).sum())
     out.print(f"{len(table)} images, {count} NOK; scores.csv and regions.csv are in {folder}")
     out.print(f"Decision: {fitted(detector).describe()}")
@@ -292,11 +315,11 @@ def show_config(
 
 
 @data_app.command("verify")
-def data_verify(path: DataFolder) -> None:
-    """Print what a data folder holds and every fault; exit code 2 if there is one."""
+def data_verify(path: DataFolder, good: Good = None, bad: Bad = None, recursive: Recursive = False) -> None:
+    """Print what a data folder or list holds and every fault; exit code 2 if there is one."""
     from .datasets.verify import verify
 
-    report = verify(path)
+    report = verify(path, good=good or "", bad=bad or (), recursive=recursive)
     for line in report.lines():
         out.print(line)
     if report.faults:
@@ -330,11 +353,11 @@ def data_download(
     out.print(f"{name} is in {download(name, root, category=category)}")
 
 
-def _say_left_out(folder: Path) -> None:
+def _say_left_out(folder: Path, recursive: bool) -> None:
     """Name what a folder of images holds that is not read."""
     from .datasets.folder import left_out
 
-    for line in left_out(folder):
+    for line in left_out(folder, recursive):
         print(f"mlffn: {folder}: left out {line}", file=sys.stderr)
 
 

@@ -84,7 +84,13 @@ class DataConfig(Section):
     """Squeeze them to that square, or resize to about as many pixels in the training images' median aspect ratio."""
     source: str = "folder"
     """What opens the data: image folders, or a source of one's own by import path, see ``datasets.sources``."""
-    # Younger than stored results, whose names depend on what stands in them: left out where it is the default.
+    # Younger than stored results, whose names depend on what stands in them: all below are left out where default.
+    good: Annotated[str, Field(exclude_if=lambda value: not value)] = ""
+    """Folder of the good images, where the layout is not that of MVTec AD."""
+    bad: Annotated[tuple[str, ...], Field(strict=False, exclude_if=lambda value: not value)] = ()
+    """Folders of defective images beside it; then every fifth good image is for testing."""
+    recursive: Annotated[bool, Field(exclude_if=lambda value: not value)] = False
+    """Read images in sub-folders too."""
     crop: Annotated[
         Literal["none", "auto"] | tuple[int, int, int, int],
         BeforeValidator(_crop),

@@ -344,8 +344,8 @@ def _coco(rows: list[dict[str, Any]], regions: list[dict[str, Any]], names: dict
     }
 
 
-def collect_images(images: Sequence[Path]) -> list[Path]:
-    """Expand folders into the images directly below them; what was named is kept in its order, once.
+def collect_images(images: Sequence[Path], recursive: bool = False) -> list[Path]:
+    """Expand folders into the images directly below them, or anywhere in them; what is named keeps its order, once.
 
     A DataError says that a path does not exist, or a folder holds no image.
     """
@@ -353,7 +353,7 @@ def collect_images(images: Sequence[Path]) -> list[Path]:
     for path in map(Path, images):
         if not path.exists():
             raise DataError(f"image {path} does not exist; check the path")
-        found = list_images(path) if path.is_dir() else [path]
+        found = list_images(path, recursive) if path.is_dir() else [path]
         if not found:
             raise DataError(f"folder {path} holds no image{but_holds(path)}; give image files or a folder of them")
         paths |= dict.fromkeys(found)

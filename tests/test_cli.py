@@ -307,6 +307,34 @@ def test_no_weights_and_no_network(run: Run, parts: Path, tmp_path: Path, monkey
     assert str(tmp_path / "checkpoints") in message
 
 
+def test_folders_as_people_have_them(run: Run, parts: Path, tmp_path: Path) -> None:
+    shop = tmp_path / "shop"
+    shutil.copytree(parts / "train/good", shop / "OK/monday")
+    shutil.copytree(parts / "test/scratch", shop / "NOK")
+    shutil.copytree(parts / "test/good", shop / "maybe")
+    named = ["--good", "OK", "--bad", "NOK"]
+    assert "OK holds no image" in error_of(run("train", shop, "--out", tmp_path / "r", *FAST, *named))
+    assert "no folder BAD" in error_of(
+        run("train", shop, "--out", tmp_path / "r", *FAST, "--good", "NOK", "--bad", "BAD")
+    )
+    assert run("data", "verify", shop, *named, "--recursive")[0] == 0
+    fast = [*FAST, "--set", "method=density"]
+    code, _, err = run("train", shop, "--out", tmp_path / "r", *fast, *named, "--recursive")
+    assert code == 0
+    assert "left out 1 folders that are neither good nor bad: maybe" in err
+    assert json.loads((tmp_path / "r/metrics.json").read_text())["images"] == 2 + 4
+    assert run("evaluate", tmp_path / "r", shop)[0] == 0
+    assert run("predict", tmp_path / "r", shop, "--recursive", "--no-pictures", "--out", tmp_path / "p")[0] == 0
+    assert len(pd.read_csv(tmp_path / "p/scores.csv")) == 12 + 4 + 4
+    lines = ["path,label", *(f"{p.relative_to(shop)},ok" for p in (shop / "OK").rglob("*.png"))]
+    (shop / "list.csv").write_text("\n".join(lines))
+    code, _, err = run("train", shop / "list.csv", "--out", tmp_path / "s", *fast)
+    assert code == 0, err
+    (shop / "list.csv").write_text("path,label\nOK/none.png,ok")
+    assert "line 2" in error_of(run("train", shop / "list.csv", "--out", tmp_path / "t", *fast))
+    assert "line 2" in error_of(run("data", "verify", shop / "list.csv"))
+
+
 def test_where_it_looks_is_said_and_kept(run: Run, parts: Path, tmp_path: Path) -> None:
     marked = Image.new("L", (64, 64))
     marked.paste(255, (0, 0, 64, 20))

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cache, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import DataError, UnreadableError
+from ..errors import DataError, MissingExtraError, UnreadableError, extra
 from .view import FILL, SAMPLE, Box, View, find_box, ignore_png
 
 MIN_SIDE = 8
@@ -30,7 +31,8 @@ CACHE_BYTES = 2 * 1024**3
 _REFUSED = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
 _SUFFIXES = {s for s, f in Image.registered_extensions().items() if f in Image.OPEN and f not in _REFUSED}
 _FORMATS = sorted(set(Image.OPEN) - _REFUSED)
-_HEIC = {".heic", ".heif"} - _SUFFIXES  # where Pillow has no reader for them
+_HEIC = {".heic", ".heif"} - _SUFFIXES  # pillow-heif reads them, if it is there
+_SUFFIXES |= _HEIC if find_spec("pillow_heif") else set()
 _SYSTEM = {"thumbs.db", "desktop.ini", "license", "readme", "readme.md", "readme.txt", "license.txt"}
 _GREY = ("1", "L", "LA", "La")
 _TOP = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1}  # the value that is white
@@ -81,7 +83,7 @@ class Entry:
     def log_aspect(self) -> float | None:
         """Return log(height / width) from the header alone; None, for the reader to report, if it cannot be read."""
         try:
-            with Image.open(self.path, formats=_FORMATS) as image:
+            with open_file(self.path) as image:
                 turned = image.getexif().get(ExifTags.Base.Orientation, 1) > 4
                 ratio = float(np.log(image.height / image.width))
         except Exception:
@@ -101,6 +103,21 @@ class Layout:
     train: list[Entry]
     test: list[Entry]
     stray: list[Path]
+    validation: list[Path] = field(default_factory=list)
+
+
+def open_file(path: str | Path) -> Image.Image:
+    """Open an image file of a format that is safe to read, HEIC included where pillow-heif is installed."""
+    heic = Path(path).suffix.lower() in _HEIC
+    return Image.open(path, formats=[*_FORMATS, *_heif_reader()] if heic else _FORMATS)
+
+
+@cache
+def _heif_reader() -> list[str]:
+    with extra("heic"):
+        import pillow_heif
+    pillow_heif.register_heif_opener(thumbnails=False)
+    return ["HEIF"]
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -112,10 +129,12 @@ def open_image(path: str | Path) -> Image.Image:
         If the file cannot be decoded, is too large to be safe, or has a side shorter than 8 pixels.
     """
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with open_file(path) as image:
             return upright(image, path)
     except DataError:
         raise
+    except MissingExtraError as error:
+        raise DataError(f"{path}: {error}") from error
     except Exception as error:
         why = "not a known image format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DataError(f"{path}: cannot be read ({why})") from error
@@ -285,38 +304,55 @@ def common_shape(
     return (size, size) if height == width else (height, width)
 
 
-def scan(root: str | Path) -> Layout:
+def scan(root: str | Path, recursive: bool = False) -> Layout:
     """List the files of a data folder, ordered by name, without opening them; DataError if there is no such folder."""
     try:
-        return _scan(Path(root))
+        return _scan(Path(root), recursive)
     except OSError as error:
         raise DataError(f"cannot list {root}: {error}") from error
 
 
-def _scan(root: Path) -> Layout:
+def _scan(root: Path, recursive: bool) -> Layout:
     if not root.exists():
         raise DataError(f"data folder {root} does not exist; check the path, or create it")
     if not root.is_dir():
         raise DataError(f"{root} is a file; give the folder that holds train/good, or a folder of good images")
     if not (root / "train").exists() and not (root / "test").exists():
-        return Layout(root, [Entry(p) for p in list_images(root)], [], [])
+        return Layout(root, [Entry(p) for p in list_images(root, recursive)], [], [])
     test = []
     for folder in _folders(root / "test"):
-        masks = {p.stem: p for p in list_images(root / "ground_truth" / folder.name)} if folder.name != "good" else {}
-        for path in list_images(folder):
-            test.append(Entry(path, folder.name, masks.get(f"{path.stem}_mask") or masks.get(path.stem)))
+        masks = masks_in(root / "ground_truth" / folder.name, recursive) if folder.name != "good" else {}
+        for path in list_images(folder, recursive):
+            test.append(Entry(path, folder.name, mask_of(path, folder, masks)))
     used = {e.mask for e in test}
-    stray = [p for f in _folders(root / "ground_truth") for p in list_images(f) if p not in used]
-    return Layout(root, [Entry(p) for p in list_images(root / "train" / "good")], test, stray)
+    stray = [p for f in _folders(root / "ground_truth") for p in list_images(f, recursive) if p not in used]
+    train, held = ([*list_images(root / name / "good", recursive)] for name in ("train", "validation"))
+    return Layout(root, [Entry(p) for p in train], test, stray, held)
 
 
-def list_images(folder: Path) -> list[Path]:
-    """List image files by suffix; hidden files (``._a.png``) and a missing folder give none."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(p for p in found if p.suffix.lower() in _SUFFIXES and p.name[0] != "." and p.is_file())
+def masks_in(folder: Path, recursive: bool) -> dict[Path, Path]:
+    """Return the masks of a folder by their path in it, without suffix."""
+    return {p.relative_to(folder).with_suffix(""): p for p in list_images(folder, recursive)}
 
 
-def left_out(folder: Path) -> list[str]:
+def mask_of(path: Path, folder: Path, masks: Mapping[Path, Path]) -> Path | None:
+    """Return the mask of an image of a folder: of the same name, or with ``_mask`` behind it."""
+    name = path.relative_to(folder).with_suffix("")
+    return masks.get(name.with_name(f"{name.name}_mask")) or masks.get(name)
+
+
+def list_images(folder: Path, recursive: bool = False) -> list[Path]:
+    """List image files by suffix; hidden files and folders (``._a.png``) and a missing folder give none."""
+    found = (folder.rglob("*") if recursive else folder.iterdir()) if folder.is_dir() else ()
+    hidden = len(folder.parts)
+    return sorted(
+        p
+        for p in found
+        if p.suffix.lower() in _SUFFIXES and not any(x[0] == "." for x in p.parts[hidden:]) and p.is_file()
+    )
+
+
+def left_out(folder: Path, recursive: bool = False) -> list[str]:
     """Say what a folder holds beside the images directly in it, a line per reason; hidden files do not count.
 
     Sub-folders count if there are images in them: an image that is not read shall not vanish without a word.
@@ -328,6 +364,8 @@ def left_out(folder: Path) -> list[str]:
         suffix = path.suffix.lower()
         if path.is_dir() and suffix in _SUFFIXES:
             reason = "folders named like images"
+        elif path.is_dir() and recursive:
+            continue
         elif path.is_dir():
             reason = "folders, whose images are not read" if any(map(_is_image, path.rglob("*"))) else ""
         elif not path.exists():
@@ -335,7 +373,7 @@ def left_out(folder: Path) -> list[str]:
         elif not path.is_file():
             reason = "devices or pipes"
         elif suffix in _HEIC:
-            reason = "HEIC files, which cannot be read here; convert them to JPEG or PNG"
+            reason = "" if suffix in _SUFFIXES else "HEIC files, which need pip install 'mlffn-lite[heic]'"
         else:
             reason = "" if suffix in _SUFFIXES else f"{suffix or 'nameless'} files, which are no images"
         if reason:
@@ -563,6 +601,8 @@ class AnomalyFolder(Parts):
         What of each photograph is looked at, as ``data.crop`` and ``data.ignore`` of the configuration say.
     view : View, optional
         Instead of these, such as that of a detector.
+    layout : Layout, optional
+        The files of ``root``, where :func:`~mlffn_lite.datasets.listing.find_layout` knows them by other rules.
 
     Raises
     ------
@@ -583,12 +623,13 @@ class AnomalyFolder(Parts):
         crop: str | Box = "none",
         ignore: str = "",
         view: View | None = None,
+        layout: Layout | None = None,
     ) -> None:
         if min(shape or (size,)) < MIN_SIDE:
             raise ValueError(f"images must have at least {MIN_SIDE} pixels a side, got {shape or size}")
         if aspect not in ("square", "keep"):
             raise ValueError(f"aspect must be 'square' or 'keep', got {aspect!r}")
-        layout = scan(root)
+        layout = layout or scan(root)
         if missing := missing_good(layout):
             raise DataError(missing)
         view = view or find_view(layout.train, crop, ignore)
@@ -598,8 +639,7 @@ class AnomalyFolder(Parts):
             cache_bytes -= needed
         test, more = Split.read(layout.test, shape, "reading test", cache_bytes, view)
         super().__init__(layout.root, train, test)
-        folder = layout.root / "validation" / "good"
-        held = list_images(folder) if folder.is_dir() else []
+        held = layout.validation
         bad = unreadable(held)
         self._validation = [path for path, fault in zip(held, bad, strict=True) if not fault]
         faults = [*faults, *more, *filter(None, bad)]

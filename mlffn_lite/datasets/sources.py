@@ -42,6 +42,7 @@ from .folder import (
     seen_tensor,
     upright,
 )
+from .listing import find_layout
 from .view import View
 
 __all__ = ["Parts", "iterate_batches", "open_source", "to_batch"]
@@ -115,7 +116,8 @@ def _open(source: Any, asked: _Asked, skip_bad: bool, cache: int, prefix: str = 
         }
         if data.source == "folder":
             looks: Any = {"crop": data.crop, "ignore": data.ignore, "view": asked.view}
-            return AnomalyFolder(source, **options, **looks, cache_bytes=cache)
+            layout = find_layout(source, data.good, data.bad, data.recursive)
+            return AnomalyFolder(source, **options, **looks, cache_bytes=cache, layout=layout)
         try:
             opened = find("sources", data.source)(Path(source), **options)
         except MlffnError:

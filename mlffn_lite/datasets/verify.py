@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ..errors import DataError
 from .folder import (
     Entry,
     Layout,
+    Parts,
     image_tensor,
     left_out,
     map_threads,
@@ -21,10 +24,11 @@ from .folder import (
     mask_values,
     mismatch,
     missing_good,
+    open_file,
     open_image,
-    scan,
     times,
 )
+from .listing import find_layout, unused_folders
 
 FEWEST = 10
 """Good images below which a notice says that there are few."""
@@ -80,31 +84,39 @@ class VerifyReport:
             listed = ", ".join(f"{key} ({count})" for key, count in counter.most_common(5))
             out.append(f"  {name}: {listed}" + (f", {len(counter) - 5} others" if len(counter) > 5 else ""))
         for kind, found in (("fault", self.faults), ("notice", self.notices[:limit])):
-            out += [f"{kind}: {f.path.relative_to(self.root).as_posix()}: {f.reason}" for f in found]
+            out += [f"{kind}: {_relative(f.path, self.root)}: {f.reason}" for f in found]
         out += [f"... and {len(self.notices) - limit} more notices"] if len(self.notices) > limit else []
         return [*out, f"{len(self.faults)} faults, {len(self.notices)} notices"]
 
 
-def verify(root: str | Path) -> VerifyReport:
+def verify(root: str | Path, *, good: str = "", bad: Sequence[str] = (), recursive: bool = False) -> VerifyReport:
     """Check a data folder completely, without stopping at the first fault.
 
     Faults: no good images; an image or mask that cannot be read; a mask of another size than its image, empty, of a
     good image, or of no image; the same pixels in the training and the test split. Notices: a defective image without
     a mask; a mask that is not binary or marks every pixel; the same pixels twice in one split; a test split with good
     or with defective images only; folders below ``train`` that are not used; fewer than ten good images, or images
-    that are constant; files and folders that are left out, by reason. What several images share is one line.
+    that are constant; an image of several pages or frames, of which the first is read; one that its EXIF tag turns, and
+    whose mask has no such tag; files and folders that are left out, by reason. What several images share is one line.
+
+    Parameters
+    ----------
+    root : path
+        Folder or list.
+    good, bad, recursive
+        See :func:`~mlffn_lite.datasets.listing.find_layout`.
 
     Raises
     ------
     DataError
-        If there is no such folder.
+        If there is no such folder, or the list cannot be understood.
     """
-    layout = scan(root)
+    layout = find_layout(root, good, bad, recursive)
     report = VerifyReport(layout.root)
     first: dict[bytes, int] = {}
     entries = layout.train + layout.test
     for i, (found, image, digest) in enumerate(map_threads(_inspect, entries, "checking images")):
-        name = entries[i].path.parent.relative_to(layout.root).as_posix()
+        name = _relative(entries[i].path.parent, layout.root)
         images, masks = report.counts.get(name, (0, 0))
         report.counts[name] = images + 1, masks + (entries[i].mask is not None)
         report.findings += found
@@ -113,9 +125,10 @@ def verify(root: str | Path) -> VerifyReport:
             report.modes[image[1]] += 1
             j = first.setdefault(digest, i)
             if j != i:
-                same = f"same pixels as {entries[j].path.relative_to(layout.root).as_posix()}"
+                same = f"same pixels as {_relative(entries[j].path, layout.root)}"
                 report.findings.append(Finding(entries[i].path, same, j < len(layout.train) <= i))
-    report.findings += _check_layout(layout)
+    report.findings += _check_layout(layout, recursive)
+    report.findings += [Finding(layout.root, line, fault=False) for line in unused_folders(root, good, bad)]
     report.findings = sorted(_together(report.findings))
     return report
 
@@ -126,6 +139,7 @@ def _inspect(entry: Entry) -> tuple[list[Finding], tuple[str, str] | None, bytes
     image = _open(entry.path, found)
     about, digest = None, b""
     if image is not None:
+        found += _header(entry)
         about = times(image), image.mode
         if all(low == high for low, high in _extrema(image)):
             found.append(Finding(entry.path, "every pixel has the same colour", fault=False))
@@ -144,6 +158,50 @@ def _inspect(entry: Entry) -> tuple[list[Finding], tuple[str, str] | None, bytes
     if ((values != 0) & (values != values.max())).any():
         found.append(Finding(entry.mask, "the mask is not binary; read_mask says what counts", fault=False))
     return found, about, digest
+
+
+def _header(entry: Entry) -> list[Finding]:
+    """Say what only the headers of an image and its mask tell; both can be read."""
+    found: list[Finding] = []
+    with open_file(entry.path) as image:
+        pages, turned = getattr(image, "n_frames", 1), image.getexif().get(ExifTags.Base.Orientation, 1)
+        pages = 1 if image.format == "MPO" else pages  # a photograph with its preview or its depth
+    if pages > 1:
+        found.append(Finding(entry.path, "several pages or frames; only the first is read", fault=False))
+    if entry.mask is not None and turned > 1:
+        with contextlib.suppress(Exception), open_file(entry.mask) as mask:
+            if mask.getexif().get(ExifTags.Base.Orientation, 1) != turned:
+                reason = "its EXIF tag turns it, and its mask has no such tag: look whether the mask is upright"
+                found.append(Finding(entry.path, reason, fault=False))
+    return found
+
+
+def training_notices(parts: Parts) -> list[str]:
+    """Say what makes thresholds and numbers doubtful: few, identical or constant training images, or tested ones."""
+    train, said = parts.train, []
+    if len(train) < FEWEST:
+        said.append(f"{len(train)} good images are few: thresholds promise little, and what varies is hardly known")
+    seen: dict[bytes, int] = {}
+    constant = 0
+    for i in range(len(train)):
+        pixels = train.batch([i])[0][0]
+        constant += bool((pixels == pixels[:, :1, :1]).all())
+        seen.setdefault(hashlib.sha256(pixels.numpy().tobytes()).digest(), i)
+    if constant:
+        said.append(f"{constant} of {len(train)} training images have the same colour everywhere")
+    if len(seen) < len(train):
+        said.append(f"{len(train) - len(seen)} of {len(train)} training images are the same as others of them")
+    if not parts.overlap:
+        tested = (
+            hashlib.sha256(parts.test.batch([i])[0][0].numpy().tobytes()).digest() for i in range(len(parts.test))
+        )
+        if shared := sum(digest in seen for digest in tested):
+            said.append(f"{shared} of {len(parts.test)} test images are training images: the numbers look too good")
+    return said
+
+
+def _relative(path: Path, root: Path) -> str:
+    return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
 
 
 def _open(path: Path, found: list[Finding]) -> Image.Image | None:
@@ -174,7 +232,7 @@ def _together(findings: list[Finding]) -> list[Finding]:
     return kept
 
 
-def _check_layout(layout: Layout) -> list[Finding]:
+def _check_layout(layout: Layout, recursive: bool) -> list[Finding]:
     found: list[Finding] = []
     if missing := missing_good(layout):
         found.append(Finding(layout.root, missing))
@@ -190,7 +248,7 @@ def _check_layout(layout: Layout) -> list[Finding]:
         lacks = "good" if layout.test[0].label else "defective"
         found.append(Finding(layout.root / "test", f"no {lacks} images; AUROC is undefined", fault=False))
     folders = {e.path.parent for e in layout.train + layout.test} or {layout.root}
-    found += [Finding(p, f"left out: {line}", fault=False) for p in folders for line in left_out(p)]
+    found += [Finding(p, f"left out: {line}", fault=False) for p in folders for line in left_out(p, recursive)]
     if 0 < len(layout.train) < FEWEST:
         few = f"{len(layout.train)} good images are few: thresholds promise little, and what varies is hardly known"
         found.append(Finding(layout.train[0].path.parent, few, fault=False))

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mlffn_lite.datasets import folder
 from mlffn_lite.datasets.folder import AnomalyFolder, Entry, common_shape, read_image, read_mask
 from mlffn_lite.datasets.verify import Finding, VerifyReport, verify
 from mlffn_lite.errors import DataError
@@ -294,6 +295,13 @@ def test_plain_folder_of_good_images(tmp_path: Path) -> None:
     assert folder.test.labels().shape == (0,)
 
 
+@pytest.fixture
+def _no_heic(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where pillow-heif is not installed."""
+    monkeypatch.setattr(folder, "_SUFFIXES", folder._SUFFIXES - {".heic", ".heif"})
+
+
+@pytest.mark.usefixtures("_no_heic")
 def test_layout_faults_say_what_to_do(tmp_path: Path, mvtec: Path) -> None:
     def fails(path: Path, match: str) -> None:
         with pytest.raises(DataError, match=match):
@@ -388,6 +396,7 @@ def test_verify_of_a_sound_folder(mvtec: Path) -> None:
     assert any(line.startswith("notice: train/good: 4 good images are few") for line in lines)
 
 
+@pytest.mark.usefixtures("_no_heic")
 def test_verify_says_what_is_left_out_and_what_many_share_once(mvtec: Path) -> None:
     good = mvtec / "train" / "good"
     for name in (".hidden.png", "Thumbs.db", "a.heic", "notes.txt"):
@@ -403,7 +412,7 @@ def test_verify_says_what_is_left_out_and_what_many_share_once(mvtec: Path) -> N
     assert report.faults == []
     assert found(report, report.notices) == {
         ("test/dent", "13 images: no mask"),
-        ("train/good", "left out: 1 HEIC files, which cannot be read here"),
+        ("train/good", "left out: 1 HEIC files, which need pip install 'mlffn-lite[heic]': a.heic"),
         ("train/good", "left out: 1 .txt files, which are no images: notes.txt"),
         ("train/good", "left out: 1 links that lead nowhere: gone.png"),
         ("train/good", "left out: 1 folders named like images: like.png"),

@@ -6,6 +6,7 @@ import base64
 import contextlib
 import hashlib
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..config import Config
 from ..datasets.sources import Parts, open_source
 from ..detector import PREDICT_BATCH, AnomalyDetector
-from ..errors import DataError
+from ..errors import CheckpointError, DataError
 from ..labels import METRIC_LABELS
 
 NUMERICS = "0.3.0"
@@ -73,8 +74,15 @@ class Cell:
         return cls(data=record["set"], **{k: record[k] for k in keys})
 
 
-def measure(cell: Cell) -> dict[str, Any]:
+def measure(cell: Cell, partial: Path | None = None) -> dict[str, Any]:
     """Fit and evaluate a cell here and now.
+
+    Parameters
+    ----------
+    cell : Cell
+        What to measure.
+    partial : path, optional
+        Where a method that is trained keeps its checkpoints, and goes on from those that are there.
 
     Returns
     -------
@@ -98,7 +106,7 @@ def measure(cell: Cell) -> dict[str, Any]:
         if parts.fingerprint() != cell.fingerprint:
             raise DataError(f"{cell.data} has changed since this was started; start it again")
         _forget_peak()
-        detector = AnomalyDetector(config).fit(parts, progress=False)
+        detector = _fitted(config, parts, partial)
         detector.predict(parts.test.batch(range(min(PREDICT_BATCH, len(parts.test))))[0])
         cuda = detector.device.type == "cuda"
         memory = {
@@ -127,6 +135,17 @@ def measure(cell: Cell) -> dict[str, Any]:
         }
     finally:
         torch.set_num_threads(before)
+
+
+def _fitted(config: Config, parts: Parts, partial: Path | None) -> AnomalyDetector:
+    detector = AnomalyDetector(config)
+    if partial is None or not detector.trains:
+        return detector.fit(parts, progress=False)
+    try:
+        return detector.fit(parts, out=partial, resume=True, progress=False)
+    except CheckpointError:  # damaged, or another version's: it is not worth more than the time it took
+        shutil.rmtree(partial, ignore_errors=True)
+        return AnomalyDetector(config).fit(parts, out=partial, progress=False)
 
 
 def read_map(kept: Mapping[str, Any]) -> np.ndarray:

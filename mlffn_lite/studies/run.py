@@ -96,7 +96,7 @@ def run(
     return {name: reason for name, reason in store.failures().items() if name in names}
 
 
-def work(store: Store, look: Look, do: Callable[[Cell], Outcome], *, fresh: bool = False) -> None:
+def work(store: Store, look: Look, do: Callable[[Cell, Path], Outcome], *, fresh: bool = False) -> None:
     """Claim, measure and keep cells, one after another, until none is left; ``fresh`` stops after the first."""
     while left := look():
         idle = True
@@ -104,7 +104,7 @@ def work(store: Store, look: Look, do: Callable[[Cell], Outcome], *, fresh: bool
             if (lock := store.claim(cell)) is not None:
                 idle = False
                 try:
-                    store.keep(cell, do(cell))
+                    store.keep(cell, do(cell, store.partial(cell)))
                 finally:
                     store.release(lock)
                 look()
@@ -114,12 +114,12 @@ def work(store: Store, look: Look, do: Callable[[Cell], Outcome], *, fresh: bool
             time.sleep(_PATIENCE)
 
 
-def attempt(cell: Cell) -> Outcome:
-    """Measure a cell; an error is an outcome too."""
+def attempt(cell: Cell, partial: Path | None = None) -> Outcome:
+    """Measure a cell, see :func:`~.cell.measure`; an error is an outcome too."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return measure(cell)
+            return measure(cell, partial)
     except Exception as error:  # whatever it is, it must not stop the other cells
         words = " ".join(str(error).split())
         known = isinstance(error, MlffnError) and words
@@ -223,9 +223,9 @@ def main() -> int:
     _end_with(order["parent"])
     store, cells = Store(order["folder"]), [Cell(**cell) for cell in order["cells"]]
 
-    def announced(cell: Cell) -> Outcome:
+    def announced(cell: Cell, partial: Path) -> Outcome:
         print(f"\n{cell.name}", flush=True)
-        return attempt(cell)
+        return attempt(cell, partial)
 
     try:
         work(store, lambda: [c for c in cells if not store.settled(c)], announced, fresh=order["fresh"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from ..storage import write_json
 from .cell import NUMERICS, Cell, digest_of
 from .grid import Grid, Place, merge
 
-CELLS, DATA, GRIDS, LOCKS = "cells", "data", "grids", "locks"
+CELLS, DATA, GRIDS, LOCKS, PARTIAL = "cells", "data", "grids", "locks", "partial"
 FAILED = ".failed.json"
 
 
@@ -33,7 +34,7 @@ class Store:
 
     ``cells/NAME.json`` is a finished cell, ``cells/NAME.failed.json`` why one failed last, ``grids/`` what was asked
     for, ``data/SET.json`` the digest of every file of a data set, ``locks/`` says which cells are under way on this
-    file system.
+    file system, ``partial/`` holds their checkpoints.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -66,6 +67,11 @@ class Store:
             self.fail(cell, outcome)
         else:
             self.write(cell, outcome)
+            shutil.rmtree(self.partial(cell), ignore_errors=True)
+
+    def partial(self, cell: Cell) -> Path:
+        """Return the folder for what a cell under way has learned so far."""
+        return self.folder / PARTIAL / self.path(cell).stem
 
     def retry(self, cells: Sequence[Cell]) -> None:
         """Let cells that have failed run again."""

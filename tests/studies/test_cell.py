@@ -20,9 +20,11 @@ from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.errors import DataError
+from mlffn_lite.storage import CHECKPOINT
 from mlffn_lite.studies import cell as module
 from mlffn_lite.studies.cell import Cell, digest_of, measure, read_map
 from mlffn_lite.studies.store import Store
+from mlffn_lite.training import Trainer
 
 CELL = Cell("/data/bolts", "f00", Config.preset("tiny").to_dict(), "tiny", 1)
 # Another permitted value where half of the first or one more is none.
@@ -175,3 +177,38 @@ def test_peak_memory_starts_anew_with_each_cell() -> None:
     if not Path("/proc/self/clear_refs").exists():
         pytest.skip("the system keeps the peak of a process for good")
     assert module.peak_memory() < high - 400_000_000
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_cell_goes_on_where_it_was_killed(
+    damaged: bool, undisturbed: Store, cells: list[Cell], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = cells[-1]
+    config = Config().replace(**cell.config).replace(train={"checkpoint_every": 1})
+    cell = dataclasses.replace(cell, config=config.to_dict())
+    losses, seen = Trainer.losses, []
+
+    def dying(self: Trainer, images: Any) -> Any:
+        if len(seen) == 1:
+            raise SystemExit("killed")
+        seen.append(self.step)
+        return losses(self, images)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "losses", dying)
+        with pytest.raises(SystemExit):
+            measure(cell, tmp_path / "partial")
+    if damaged:
+        (tmp_path / "partial" / CHECKPOINT).write_bytes(b"rubbish")
+    steps = []
+
+    def counted(self: Trainer, images: Any) -> Any:
+        steps.append(self.step)
+        return losses(self, images)
+
+    monkeypatch.setattr(Trainer, "losses", counted)
+    record = measure(cell, tmp_path / "partial")
+    assert steps == ([0, 1] if damaged else [1])
+    (whole,) = (r for r in undisturbed.records() if Cell.of(r).name == cells[-1].name)
+    assert record["scores"] == whole["scores"]
+    assert record["history"]["total"][-1] == whole["history"]["total"][-1]

@@ -224,9 +224,12 @@ def claims(steps: Sequence[Cells]) -> str:
     """Return a sentence for each difference, and how many are on which side; ``steps`` are grids' differences."""
     parts = ["# What the data support"]
     for grid, rows in steps:
-        kinds = VERDICTS if grid.name in PAPER else SIDES
-        counts = ", ".join(f"{(rows['verdict'] == v).sum()} {v}" for v in kinds)
-        parts += [f"## {title(grid)}", f"{len(rows)} differences: {counts}."]
+        usual = VERDICTS if grid.name in PAPER else SIDES
+        found = rows["verdict"].value_counts()
+        counts = ", ".join(f"{found.get(v, 0)} {v}" for v in usual)
+        silent = ", ".join(f"{found[v]} {v}" for v in SIDES if v not in usual and v in found)
+        silent = f"; where the paper has no number: {silent}" * bool(silent)
+        parts += [f"## {title(grid)}", f"{len(rows)} differences: {counts}{silent}."]
         parts += ["\n".join(f"- {sentence(row)}" for row in rows.to_dict("records"))]
     parts.append(
         "Differences are in percentage points, with the 95 % interval of a paired bootstrap over sets and seeds. The"

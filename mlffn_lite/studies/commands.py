@@ -136,14 +136,14 @@ def _tables(*names: str) -> Callable[[Options], None]:
 
 def _compare(
     options: Options,
-    methods: Annotated[str | None, typer.Option(help="Names or import paths, with commas; by default all.")] = None,
+    methods: Annotated[str, typer.Option(help="Names or import paths, with commas; or all.")] = "all",
 ) -> None:
     from .. import registry
     from .grid import compare
 
     base, label = options.base("compare", "parts")
     options.run(
-        [compare(base, registry.names("methods") if methods is None else _names(methods), label)], base, show=True
+        [compare(base, registry.names("methods") if methods == "all" else _names(methods), label)], base, show=True
     )
 
 

@@ -66,7 +66,13 @@ def dots(cells: pd.DataFrame, grid: Grid) -> Figure:
         rows = summary[summary["metric"] == metric]
         ax.plot(range(len(columns)), rows["mean"], color=COLOURS["black"], lw=2.4, label="mean here")
         if rows["paper"].notna().any():
-            style = {"color": COLOURS["orange"], "lw": 1.6, "ls": "--"}
+            style = {
+                "color": COLOURS["orange"],
+                "lw": 1.6,
+                "ls": "--",
+                "marker": "s",
+                "ms": 3.5,
+            }  # a lone value shows too
             ax.plot(range(len(columns)), rows["paper"], **style, label="paper, MVTec AD")
         ax.set(title=PERCENT[metric], xticks=range(len(columns)))
         ax.set_xticklabels([_name(c) for c in columns], rotation=40, ha="right", rotation_mode="anchor")

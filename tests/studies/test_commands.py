@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlffn_lite import cli
+from mlffn_lite import registry
 from mlffn_lite.config import Config
 from mlffn_lite.errors import ConfigError
 from mlffn_lite.studies import commands
@@ -297,6 +298,18 @@ def test_one_table_of_varied_values_in_the_order_given(mlffn: Mlffn, options: li
     assert [row[1:5] for row in rows] == [["parts", "32×32", f"loss.gamma={g}", "1"] for g in (5, 1)]
     assert f"Report: {tmp_path / 's/report/report.html'}" in printed
     assert "loss.gamma=5 → loss.gamma=1, PRO" in (tmp_path / "s/report/claims.md").read_text()
+
+
+def test_all_methods_are_a_word_and_the_default(mlffn: Mlffn, options: list[str], tmp_path: Path) -> None:
+    names = registry.names("methods")
+    for words in ([], ["--methods", "all"]):
+        folder = tmp_path / f"study{len(words)}"
+        code, _, _ = mlffn(
+            "study", "compare", *options, *words, "--backend", "local", "--out", folder, "--part", "2/99"
+        )
+        assert code == 0
+        (grid,) = Store(folder).grids()
+        assert list(grid.columns) == names
 
 
 def test_a_method_that_fails_hides_no_other(

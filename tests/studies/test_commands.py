@@ -15,8 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlffn_lite import cli
-from mlffn_lite import registry
+from mlffn_lite import cli, registry
 from mlffn_lite.config import Config
 from mlffn_lite.errors import ConfigError
 from mlffn_lite.studies import commands

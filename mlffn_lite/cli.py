@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import shlex
 import sys
@@ -207,16 +206,27 @@ def train(
 
 @app.command()
 def evaluate(
-    run: RunFolder, data: DataFolder, device: Device = None, threads: Threads = None, skip_bad: SkipBad = False
+    run: RunFolder,
+    data: DataFolder,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", parser=_folder, metavar="DIR", help="Where to write; by default RUN/evaluation/DATA."),
+    ] = None,
+    device: Device = None,
+    threads: Threads = None,
+    skip_bad: SkipBad = False,
 ) -> None:
-    """Measure a trained detector on the test images of a folder and print the metrics."""
+    """Measure a trained detector on the test images of a folder: metrics, curves as CSV, and a report."""
     from .detector import AnomalyDetector, fitted
+    from .run_report import measure_and_report
 
     use_threads(threads)
     detector = AnomalyDetector.load(run, device=device)
-    result = detector.evaluate(detector.open(data, skip_bad=skip_bad))
-    print_metrics({**result, **detector.environment()})
-    out.print(f"Decision: {fitted(detector).describe()}")
+    parts = detector.open(data, skip_bad=skip_bad)
+    target = folder or run / "evaluation" / data.resolve().name
+    result, page = measure_and_report(detector, parts, target, _command())
+    print_metrics(result)
+    out.print(f"Decision: {fitted(detector).describe()}\nReport: {page}")
 
 
 @app.command()
@@ -403,15 +413,15 @@ _RATES = {"false_alarms": "false alarms", "detections": "defects found"}
 
 def print_metrics(result: dict[str, Any]) -> None:
     """Print metrics in percent with what they were measured on; one that is not defined says why."""
-    if "image_auroc" not in result:
+    if "images" not in result:
         out.print("No test images: nothing was measured.")
         return
     height, width = result["shape"]
-    shown = [f"{label} {100 * result[key]:.1f}" for key, label in METRIC_LABELS.items() if not math.isnan(result[key])]
-    undefined = [label for key, label in METRIC_LABELS.items() if math.isnan(result[key])]
+    shown = [f"{label} {100 * result[key]:.1f}" for key, label in METRIC_LABELS.items() if key in result]
+    undefined = [label for key, label in METRIC_LABELS.items() if key not in result]
     out.print("  ".join(shown) + " (percent)" if shown else "No metric is defined.")
     if undefined:
-        reason = "good and defective test images" if math.isnan(result["image_auroc"]) else "masks of the defects"
+        reason = "good and defective test images" if "image_auroc" not in result else "masks of the defects"
         out.print(f"Not defined without {reason}: {', '.join(undefined)}")
     if (rates := result.get("decision")) is not None:
         from .decision import Share

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +23,17 @@ from .datasets.view import View
 from .decision import Rule, decision_rates, promise_of, promised_threshold
 from .devices import autocast_dtype, resolve_device
 from .errors import CheckpointError, ConfigError, DataError, TrainingError
+from .evaluation import by_defect, defined, write_measured
 from .layers import normal_range
 from .storage import (
     CHECKPOINT,
     CONFIG,
     HISTORY,
-    METRICS,
     environment,
     load_tensors,
     read_history,
     save_tensors,
     write_atomic,
-    write_json,
 )
 from .tiles import TiledSplit, Tiles
 
@@ -379,18 +379,26 @@ class AnomalyDetector:
         dict
             ``image_auroc``, ``pixel_auroc``, ``pro`` as fractions, at the resolution ``shape``, masks resized to it;
             ``per_defect`` with the image AUROC of each defect against all good images; ``average_precision``;
-            ``decision``, once calibrated: the threshold and what it does here, see :meth:`decide`; counts and seconds.
-            Pixel metrics leave out anomalous images without a mask, and are NaN if none has one.
+            ``decision``, once calibrated: the threshold and what it does here, see :meth:`decide`; counts and seconds;
+            ``pixel_auroc_by_defect`` and ``pro_by_defect``. Pixel metrics leave out anomalous images without a mask.
+            What is not defined, as pixel metrics are if none has one, is left out.
 
         Raises
         ------
         DataError
             If there is no test image.
         """
-        return self.evaluate_split(self.open(source).test)[0]
+        return self.measure(self.open(source).test)[0]
+
+    def measure(self, split: Split) -> tuple[dict[str, Any], Prediction]:
+        """As :meth:`evaluate`, of a split, and return the prediction too."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is undefined without any", UserWarning)  # it is left out
+            found, prediction = self.evaluate_split(split)
+            return defined({**found, **by_defect(prediction.maps, split)}), prediction
 
     def evaluate_split(self, split: Split) -> tuple[dict[str, Any], Prediction]:
-        """As :meth:`evaluate`, and return the prediction too."""
+        """As :meth:`measure`, without pixel metrics of each defect, and with NaN for what is not defined."""
         if not len(split):
             raise DataError("there are no test images; fill test/good and test/<defect>, or give labelled images")
         started = time.perf_counter()
@@ -511,7 +519,7 @@ class AnomalyDetector:
     def complete_run(
         self, run: str | Path, source: Any, *, preset: str = ""
     ) -> tuple[dict[str, Any], Prediction | None]:
-        """Measure the fitted detector and complete its run folder with ``metrics.json``.
+        """Measure the fitted detector and complete its run folder with ``metrics.json`` and curves as CSV files.
 
         Parameters
         ----------
@@ -529,7 +537,7 @@ class AnomalyDetector:
         """
         parts = self.open(source)
         apart = len(parts.test) and not parts.overlap  # a set is not measured on what it was fitted to
-        measured, prediction = self.evaluate_split(parts.test) if apart else ({}, None)
+        measured, prediction = self.measure(parts.test) if apart else ({}, None)
         result = {
             **measured,
             "shape": list(parts.shape),
@@ -541,7 +549,10 @@ class AnomalyDetector:
             "seconds": round(self.seconds, 1),
             **self.environment(),
         }
-        write_json(Path(run) / METRICS, result)
+        if prediction is None:
+            write_measured(Path(run), result)
+        else:
+            write_measured(Path(run), result, prediction.scores, prediction.maps, parts.test)
         return result, prediction
 
     @torch.inference_mode()

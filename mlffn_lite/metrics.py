@@ -21,6 +21,7 @@ __all__ = [
     "image_auroc",
     "label_regions",
     "pixel_auroc",
+    "precision_recall_curve",
     "pro",
     "region_curve",
     "roc_curve",
@@ -154,6 +155,21 @@ def average_precision(scores: Tensor, labels: Tensor) -> float:
     true, false = true.double(), false.double()
     gained = true.diff(prepend=true.new_zeros(1)) / len(positive)
     return float((gained * true / (true + false)).sum())
+
+
+def precision_recall_curve(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Precision-recall curve for plots, one point per distinct score; arguments and errors as :func:`image_auroc`.
+
+    Returns recall, precision and the score at or above which an image is called anomalous, float64 (P,), recall rising;
+    one NaN each, with a ``UserWarning``, if nothing is anomalous. Its area, in steps, is :func:`average_precision`.
+    """
+    positive, negative = _prepare(scores, labels, "the precision-recall curve", normals=False)
+    if not len(positive):
+        nothing = torch.full((1,), math.nan, dtype=torch.float64)
+        return nothing, nothing, nothing
+    score, false, true = _accumulate(positive, torch.ones_like(positive, dtype=torch.int64), negative)
+    true = true.double()
+    return true / len(positive), true / (true + false), score.double()
 
 
 def best_threshold(scores: Tensor, labels: Tensor) -> float:

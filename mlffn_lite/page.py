@@ -79,8 +79,8 @@ def write_report(
         Heading, for example the category and the preset.
     metrics : mapping
         ``image_auroc``, ``pixel_auroc`` and ``pro`` as fractions, shown large in percent, NaN as undefined;
-        ``per_defect``, a mapping of fractions, becomes a table; every other plain value (seed, preset, device,
-        size, seconds) is listed under its key.
+        ``per_defect``, a mapping of fractions, becomes a table, with ``pixel_auroc_by_defect`` and ``pro_by_defect``;
+        every other plain value (seed, preset, device, size, seconds) is listed under its key.
     figures : sequence of ReportFigure or equal tuples
         In this order.
     tables : sequence of (str, DataFrame)
@@ -93,8 +93,14 @@ def write_report(
         Judged images, with a slider for the threshold that changes verdicts and rates on the page.
     """
     if per_defect := metrics.get("per_defect"):
-        rows = [(name, _percent(value)) for name, value in per_defect.items()]
-        tables = [("Image AUROC by defect", pd.DataFrame(rows, columns=["defect", "image AUROC"])), *tables]
+        more = {"pixel_auroc": "pixel AUROC", "pro": "PRO"}
+        more = {key: label for key, label in more.items() if f"{key}_by_defect" in metrics}
+        rows = [
+            (name, _percent(value), *(_percent(metrics[f"{k}_by_defect"].get(name, math.nan)) for k in more))
+            for name, value in per_defect.items()
+        ]
+        columns = ["defect", "image AUROC", *more.values()]
+        tables = [("By defect", pd.DataFrame(rows, columns=columns)), *tables]
     pages = Environment(loader=PackageLoader(__package__), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     text = pages.get_template("report.html.j2").render(
         title=title,

@@ -20,6 +20,7 @@ from .datasets.sources import Parts
 from .datasets.view import View
 from .decision import Share
 from .detector import AnomalyDetector, Prediction, fitted
+from .evaluation import write_measured
 from .figures import curve_figure, heatmap_panel, overlay, save_figure, training_curves
 from .page import Gallery, ReportFigure, Tile, write_report
 
@@ -80,13 +81,22 @@ def write_run_report(
     )
 
 
+def measure_and_report(
+    detector: AnomalyDetector, parts: Parts, folder: Path, command: str
+) -> tuple[dict[str, Any], Path]:
+    """Measure a finished run on any test images and write metrics, curves and the page; returns metrics and page."""
+    measured, prediction = detector.measure(parts.test)
+    about = {"method": detector.method, "data": parts.root.resolve().name, **measured, **detector.environment()}
+    write_measured(folder, about, prediction.scores, prediction.maps, parts.test)
+    return about, write_run_report(folder, detector, parts, about, prediction, command=command)
+
+
 def _rates(decision: dict[str, Any]) -> pd.DataFrame:
     """Return the rates at the threshold, in words, and how many of each defect were found."""
-    rows = [
-        ("false alarms", str(Share(**decision["false_alarms"]))),
-        ("defects found", str(Share(**decision["detections"]))),
-    ]
-    rows += [(f"of {defect}", found) for defect, found in decision["detections_by_defect"].items()]
+    named = {"false_alarms": "false alarms", "detections": "defects found"}
+    rows = [(words, str(Share(**decision[key]))) for key, words in named.items() if "rate" in decision[key]]
+    rows += [("F1", f"{100 * decision['f1']:.1f} %")] if "f1" in decision else []
+    rows += [(f"of {defect}", found) for defect, found in decision.get("detections_by_defect", {}).items()]
     return pd.DataFrame(rows, columns=["", "images"])
 
 
@@ -105,7 +115,7 @@ def _figures(
     known = test.has_mask
     maps, masks, ignored = prediction.maps[known], test.masks()[known], test.view.ignored(test.shape)
     seen = torch.ones(test.shape, dtype=torch.bool) if ignored is None else ~ignored
-    if 0 < int(labels.sum()) < len(labels) and masks.any():
+    if {"image_auroc", "pixel_auroc", "pro"} <= result.keys():
         yield ReportFigure(
             "Curves",
             curve_figure(

@@ -70,7 +70,8 @@ def error_of(result: tuple[int, str, str]) -> str:
 
 
 def test_train_writes_a_complete_run_folder(trained: Path) -> None:
-    assert {p.name for p in trained.iterdir()} == {
+    assert {p.name for p in trained.iterdir()} - {"evaluation"} == {
+        *(f"curve_{name}.csv" for name in ("roc_images", "pr_images", "roc_pixels", "pro")),
         "config.toml",
         "checkpoint.safetensors",
         "history.csv",
@@ -421,6 +422,12 @@ def test_metrics_that_are_not_defined_say_why(run: Run, trained: Path, copy: Pat
     assert code == 0
     assert "image AUROC" in out
     assert "Not defined without masks of the defects: pixel AUROC, PRO" in out
+    written = trained / "evaluation" / copy.name
+    assert {"image_auroc"} == {"image_auroc", "pixel_auroc", "pro"} & json.loads(
+        (written / "metrics.json").read_text()
+    ).keys()
+    assert {p.name for p in written.glob("curve_*")} == {"curve_roc_images.csv", "curve_pr_images.csv"}
+    assert "mlffn evaluate" in (written / "report.html").read_text()
     assert "nan" not in out
     shutil.rmtree(copy / "test/good")
     assert "No metric is defined." in run("evaluate", trained, copy)[1]

@@ -230,14 +230,11 @@ def report(
 def _run_report(run: Path, data: Path, target: Path) -> None:
     """Measure a finished run and write its page."""
     from ..detector import AnomalyDetector
-    from ..run_report import write_run_report
+    from ..run_report import measure_and_report
 
     detector = AnomalyDetector.load(run)
-    parts = detector.open(data)
-    result, prediction = detector.evaluate_split(parts.test)
-    about = {"method": detector.method, "data": parts.root.resolve().name, **result, **detector.environment()}
-    command = f"mlffn report {run} {data}"
-    out.print(f"Report: {write_run_report(target, detector, parts, about, prediction, command=command)}")
+    page = measure_and_report(detector, detector.open(data), target, f"mlffn report {run} {data}")[1]
+    out.print(f"Report: {page}")
 
 
 def _names(text: str) -> list[str]:

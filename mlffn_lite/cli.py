@@ -85,9 +85,16 @@ Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by defaul
 @app.callback()
 def options(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    megapixels: Annotated[
+        int, typer.Option("--max-megapixels", min=1, help="Images of more pixels are refused.")
+    ] = 150,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
 ) -> None:
     """Image anomaly detection with the multi-level feature fusion network."""
+    if megapixels != 150:
+        from .datasets.folder import limit_pixels
+
+        limit_pixels(megapixels * 10**6)
 
 
 @app.command()
@@ -436,6 +443,7 @@ def main() -> None:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
+            warnings.filterwarnings("ignore", "Image size .* exceeds limit")  # Pillow's; ours is --max-megapixels
             code = app(prog_name="mlffn", standalone_mode=False)
     except typer.Abort:
         code = 130

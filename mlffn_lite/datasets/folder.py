@@ -106,10 +106,30 @@ class Layout:
     validation: list[Path] = field(default_factory=list)
 
 
+_limit = 150_000_000  # pixels
+
+
+def limit_pixels(count: int) -> None:
+    """Refuse images of more than so many pixels from now on: a small file may need all memory."""
+    global _limit
+    _limit = count
+    Image.MAX_IMAGE_PIXELS = max(count, Image.MAX_IMAGE_PIXELS or 0)
+
+
 def open_file(path: str | Path) -> Image.Image:
-    """Open an image file of a format that is safe to read, HEIC included where pillow-heif is installed."""
+    """Open an image file of a format that is safe to read, HEIC included where pillow-heif is installed.
+
+    A DataError says that it has more pixels than :func:`limit_pixels` allows.
+    """
     heic = Path(path).suffix.lower() in _HEIC
-    return Image.open(path, formats=[*_FORMATS, *_heif_reader()] if heic else _FORMATS)
+    image = Image.open(path, formats=[*_FORMATS, *_heif_reader()] if heic else _FORMATS)
+    if image.width * image.height > _limit:
+        size = times(image)
+        image.close()
+        raise DataError(
+            f"{path}: {size} pixels are more than {_limit / 1e6:g} million; allow more with mlffn --max-megapixels"
+        )
+    return image
 
 
 @cache

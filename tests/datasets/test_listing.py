@@ -154,6 +154,20 @@ def test_heic_is_read_where_its_reader_is(tmp_path: Path, monkeypatch: pytest.Mo
     module._heif_reader.cache_clear()
 
 
+def test_huge_images_are_refused_unless_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("1", (13_000, 13_000)).save(tmp_path / "bomb.png")
+    assert (tmp_path / "bomb.png").stat().st_size < 50_000
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setattr(module, "_limit", module._limit)
+    with pytest.raises(DataError, match="13000x13000 pixels are more than 150 million; allow more with"):
+        open_image(tmp_path / "bomb.png")
+    module.limit_pixels(500)
+    with pytest.raises(DataError, match=r"32x24 pixels are more than 0\.0005 million"):
+        open_image(picture(tmp_path / "a.png"))
+    module.limit_pixels(200_000_000)
+    assert open_image(tmp_path / "bomb.png").size == (13_000, 13_000)
+
+
 def test_pages_and_turned_images_are_said(tmp_path: Path) -> None:
     pages = [Image.new("L", (16, 16), i * 40) for i in range(3)]
     (tmp_path / "train/good").mkdir(parents=True)

@@ -17,7 +17,7 @@ from ..config import Config
 from ..errors import ConfigError
 from ..labels import PERCENT
 from .grid import ARMS, Grid, arm_config, make_grid
-from .statistics import METRICS, frame, interval
+from .statistics import METRICS, frame, of_these_sets, paired
 
 AS_IS = "as it is"
 """The condition of Table 4 itself."""
@@ -149,8 +149,8 @@ def attribution(records: Sequence[Mapping[str, Any]], grids: Sequence[Grid]) -> 
     """Return what every step gains under every condition, beside what it gains as it is.
 
     Of steps with cells: ``experiment``, ``condition``, ``before`` and ``after`` (arms), ``metric``, ``gain`` with its
-    95 % interval ``low``, ``high`` (percentage points; paired bootstrap over sets and seeds), ``pairs``, and ``change``
-    with ``change_low``, ``change_high``: the gain less that of the same sets and seeds as it is. The experiments
+    95 % interval on these sets ``low``, ``high`` (percentage points), ``pairs``, and ``change`` with ``change_low``,
+    ``change_high``: the gain less that of the same sets and seeds as it is. The experiments
     ``transfer`` and ``score`` ask other questions of the networks as they are, see :meth:`MLFFNDetector.probe`.
     """
     rows: list[dict[str, Any]] = []
@@ -175,35 +175,30 @@ def _attributed(
         condition = of(before, after)
         arms = before.partition(", ")[0], after.partition(", ")[0]
         for metric in METRICS:
-            gain = _gains(cells, before, after, metric)
+            gain = paired(cells, before, after, metric)
             if gain.empty:
                 continue
-            change = (gain - _gains(usual, *arms, metric)).dropna() if condition != AS_IS else gain.iloc[:0]
-            low, high = interval(gain.to_numpy())
+            change = (gain - paired(usual, *arms, metric)).dropna() if condition != AS_IS else gain.iloc[:0]
+            found, changed = of_these_sets(gain), of_these_sets(change)
             yield {
                 "experiment": "" if condition == AS_IS else name or grid.name,
                 "condition": condition,
                 "before": arms[0],
                 "after": arms[1],
                 "metric": metric,
-                "gain": gain.mean(),
-                "low": low,
-                "high": high,
+                "gain": found.mean,
+                "low": found.low,
+                "high": found.high,
                 "pairs": len(gain),
-                "change": change.mean(),
-                **dict(zip(("change_low", "change_high"), interval(change.to_numpy()), strict=True)),
+                "change": changed.mean,
+                "change_low": changed.low,
+                "change_high": changed.high,
             }
 
 
 def _condition(before: str, after: str) -> str:
     """Return the condition of a step: the later column's, or the earlier one's, where one of them is as it is."""
     return after.partition(", ")[2] or before.partition(", ")[2] or AS_IS
-
-
-def _gains(cells: pd.DataFrame, before: str, after: str, metric: str) -> pd.Series:
-    indexed = cells.set_index(["set", "seed"])
-    first, second = (indexed.loc[indexed["column"] == name, metric] for name in (before, after))
-    return (second - first).dropna().sort_index()
 
 
 def attribution_rows(found: pd.DataFrame) -> Iterator[tuple[str, list[str], list[list[str]]]]:

@@ -196,13 +196,19 @@ def test_claims_count_and_say_what_the_differences_say(filled: Store, place: Pat
     [
         (0, "baseline → +stl, PRO: not measured."),
         (1, "baseline → +stl, PRO: -1.3 here (1 pair: too few for an interval), +0.7 in the paper: **unclear**."),
-        (5, "baseline → +stl, PRO: -1.3 here (5 pairs: too few for an interval), +0.7 in the paper: **unclear**."),
         (6, "baseline → +stl, PRO: -1.3 here (95 % -2.0 to +0.4), +0.7 in the paper: **unclear**."),
+        (
+            9,
+            "baseline → +stl, PRO: -1.3 here (95 % -2.0 to +0.4; sets like these -9.0 to +7.0), +0.7 in the paper:"
+            " **unclear**, **lower** for sets like these.",
+        ),
     ],
 )
 def test_a_sentence(pairs: int, expected: str) -> None:
-    row = {"before": "baseline", "after": "+stl", "metric": "pro", "pairs": pairs, "difference": -1.26, "low": -2.0}
-    assert sentence({**row, "high": 0.4, "paper": 0.7, "verdict": "unclear"}) == expected
+    row = {"before": "baseline", "after": "+stl", "metric": "pro", "pairs": pairs, "difference": -1.26}
+    row |= {"low": -2.0 if pairs > 1 else np.nan, "high": 0.4, "paper": 0.7, "verdict": "unclear"}
+    row |= {"low_beyond": -9.0 if pairs > 6 else np.nan, "high_beyond": 7.0}
+    assert sentence({**row, "beyond": "lower" if pairs > 6 else "not distinguishable"}) == expected
 
 
 def test_missing_cells_leave_gaps_and_are_said(filled: Store, tmp_path: Path) -> None:
@@ -220,7 +226,7 @@ def test_missing_cells_leave_gaps_and_are_said(filled: Store, tmp_path: Path) ->
     assert (found["baseline", "pro"], found["+stl", "pro"], found["+consistency", "pro"]) == (2, 0, 3)
     said = (place / "claims.md").read_text()
     assert "+self_calibration → +stl, PRO: not measured." in said
-    assert "(5 pairs: too few for an interval)" in said
+    assert re.search(r"baseline → \+self_calibration, PRO: \+\d\.\d here \(95 % ", said)  # five pairs
     assert (place / "table3.md").read_text().count("–") == 0
 
 

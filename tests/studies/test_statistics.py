@@ -17,7 +17,18 @@ from scipy import stats
 from mlffn_lite.studies import statistics
 from mlffn_lite.studies.grid import ARMS, METHODS, Grid, compare, study_config, table3, table4
 from mlffn_lite.studies.paper import PAPER
-from mlffn_lite.studies.statistics import by_set, differences, frame, interval, ranks, table, verdict
+from mlffn_lite.studies.statistics import (
+    by_set,
+    differences,
+    frame,
+    holm,
+    interval,
+    of_sets_like_these,
+    of_these_sets,
+    ranks,
+    table,
+    verdict,
+)
 from mlffn_lite.studies.store import Store
 
 Cells = Callable[..., Any]
@@ -70,8 +81,10 @@ def test_ranks_by_hand() -> None:
     # Padim is below in five pairs and ties in the sixth; bolts is no pair.
     first, second = (row_of(found, column=c, metric="pro") for c in ("padim", "patchcore"))
     assert (first["rank"], second["rank"], first["pairs"]) == (pytest.approx(11.5 / 6), pytest.approx(6.5 / 6), 6)
-    assert first["low"] < first["rank"] <= first["high"] <= 2
-    assert first["low"] + second["high"] == pytest.approx(3)
+    # Ranks 2 five times and 1.5: t with 5 degrees of freedom, and no rank is above 2.
+    reach = 2.5705818 * math.sqrt(((2 - 11.5 / 6) ** 2 * 5 + (1.5 - 11.5 / 6) ** 2) / 5 / 6)
+    assert (first["low"], first["high"]) == pytest.approx((11.5 / 6 - reach, 2))
+    assert (second["low"], second["high"]) == pytest.approx((1, 6.5 / 6 + reach))
     few = ranks(cells_of(rows[:1] + rows[6:7]), grid)
     assert few["low"].isna().all()
     assert ranks(cells_of([rows[0], rows[7]]), grid).empty  # no seed that both have
@@ -108,13 +121,17 @@ def test_differences_by_hand() -> None:
     first = row_of(found, before="baseline", after="+self_calibration", metric="image_auroc")
     assert first["pairs"] == 6  # nuts +1 +3 -1, bolts +6 -1 +4
     assert first["difference"] == 2.0
-    assert (first["low"], first["high"]) == interval(np.array([6.0, -1, 4, 1, 3, -1]))
+    # Within nuts 0, 2, -2 from the mean, within bolts 3, -4, 1: 34 in all, by 4 degrees of freedom; t is 2.776.
+    reach = 2.7764451 * math.sqrt(34 / 4 * (1 / 3 + 1 / 3)) / 2
+    assert (first["low"], first["high"]) == pytest.approx((2 - reach, 2 + reach))
+    assert math.isnan(first["low_beyond"])  # of two sets nothing can be said about others
+    assert (first["sets"], first["beyond"]) == (2, "not distinguishable")
     assert first["paper"] == pytest.approx(0.46)
     second = row_of(found, before="+self_calibration", after="+stl", metric="pro")
     assert second["pairs"] == 3  # nuts 0, bolts -6 +16: seeds pair even where a set lacks one
-    assert second["difference"] == pytest.approx(10 / 3)
+    assert second["difference"] == 2.5  # the mean of both sets' means, 0 and 5
     assert second["verdict"] == "not distinguishable"
-    assert math.isnan(second["low"])
+    assert math.isnan(second["low"])  # one degree of freedom
     last = row_of(found, before="baseline", after="+consistency", metric="pro")
     assert last["pairs"] == 0  # seed 5 meets no other
     assert math.isnan(last["difference"])
@@ -134,6 +151,61 @@ def test_the_order_of_the_cells_does_not_matter() -> None:
     shuffled = BY_HAND.sample(frac=1, random_state=3)
     pd.testing.assert_frame_equal(table(shuffled, TABLE4), table(BY_HAND, TABLE4))
     pd.testing.assert_frame_equal(differences(shuffled, TABLE4), differences(BY_HAND, TABLE4))
+
+
+def pairs_of(values: Sequence[Sequence[float]]) -> pd.Series:
+    """Differences by set and seed."""
+    index = [(f"set{i}", seed) for i, line in enumerate(values) for seed in range(len(line))]
+    return pd.Series(
+        [x for line in values for x in line], pd.MultiIndex.from_tuples(index, names=["set", "seed"]), dtype=float
+    )
+
+
+def test_one_set_is_students_t_and_so_are_the_means_of_many() -> None:
+    line = [1.0, 2.5, -0.5, 4.0, 3.0]
+    found, theirs = of_these_sets(pairs_of([line])), stats.ttest_1samp(line, 0)
+    assert found.p == pytest.approx(theirs.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+    many = [[x - 1, x + 1] for x in line]
+    found = of_sets_like_these(pairs_of(many))
+    assert found.p == pytest.approx(theirs.pvalue)
+    assert (found.low, found.high) == pytest.approx(tuple(theirs.confidence_interval(0.95)))
+
+
+def test_sets_that_differ_widen_the_second_interval_and_not_the_first() -> None:
+    alike = [[1.0, 2.0, 3.0]] * 3
+    apart = [[1.0 + d, 2.0 + d, 3.0 + d] for d in (-8, 0, 8)]
+    a, b = of_these_sets(pairs_of(alike)), of_these_sets(pairs_of(apart))
+    assert a == pytest.approx(b)
+    narrow, wide = of_sets_like_these(pairs_of(alike)), of_sets_like_these(pairs_of(apart))
+    assert narrow.low == narrow.high == 2
+    assert wide.low < -10 < 14 < wide.high
+
+
+@pytest.mark.parametrize("between", [0.0, 1.0, 5.0])
+def test_each_interval_covers_what_it_is_about(between: float) -> None:
+    """Of 400 drawn studies, three sets and three seeds each: the mean of their sets, and of all sets (0)."""
+    rng, here, wider = np.random.default_rng(8), 0, 0
+    for _ in range(400):
+        sets = rng.normal(0, between, 3)
+        pairs = pairs_of((sets[:, None] + rng.normal(0, 1, (3, 3))).tolist())
+        first, second = of_these_sets(pairs), of_sets_like_these(pairs)
+        here += first.low <= sets.mean() <= first.high
+        wider += second.low <= 0 <= second.high
+    assert 0.92 < here / 400 < 0.98
+    assert 0.92 < wider / 400 < 0.98
+
+
+def test_verdicts_allow_for_their_number() -> None:
+    """Holm by hand, and how often any of 18 verdicts is wrong where nothing differs."""
+    assert holm(np.array([0.01, np.nan, 0.04, 0.03, 0.9])) == pytest.approx(
+        [0.04, np.nan, 0.09, 0.09, 0.9], nan_ok=True
+    )
+    rng, wrong = np.random.default_rng(3), 0
+    for _ in range(100):
+        p = np.array([of_these_sets(pairs_of(rng.normal(0, 1, (3, 3)).tolist())).p for _ in range(18)])
+        wrong += (holm(p) < 0.05).any()
+    assert wrong <= 12
 
 
 @pytest.mark.parametrize("count", [6, 9, 27])
@@ -243,7 +315,7 @@ def test_a_verdict_turns_with_the_signs(bounds: list[float], claimed: float) -> 
 def test_what_is_one_sided_decides(values: list[tuple[float, float]], better: bool) -> None:
     rows: list[tuple[str, str, int, float]] = []
     for seed, (start, step) in enumerate(values):
-        change = (1 + abs(step)) * (1 if better else -1)
+        change = (100 + abs(step)) * (1 if better else -1)
         rows += [("0 %", "nuts", seed, start), ("5 %", "nuts", seed, start + change)]
     found = differences(cells_of(rows), TABLE3)
     first = row_of(found, before="0 %", after="5 %", metric="pro")

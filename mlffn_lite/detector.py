@@ -268,6 +268,10 @@ class AnomalyDetector:
         """
         return self._score(images)
 
+    def held_out(self, images: int) -> Tensor | None:
+        """Return the places (n,), of so many training images, that are not fitted to, to calibrate on; here None."""
+        return None
+
     def _tensors(self) -> dict[str, Tensor]:
         """Return everything that fitting learned."""
         raise NotImplementedError
@@ -558,7 +562,7 @@ class AnomalyDetector:
     @torch.inference_mode()
     def _calibrate(self, train: Split) -> None:
         """Learn what scores of good images look like, from training images that are left out where that can be."""
-        sample = calibration_sample(train)
+        sample = calibration_sample(train, self.held_out(len(train)))
         maps = torch.cat([self._run(images, self._score_left_out, numbers).cpu() for images, numbers in sample])
         self.calibration = self._calibrated(maps)
 
@@ -567,7 +571,7 @@ class AnomalyDetector:
         """Calibrate on whole images, of whose stitched maps only some pixels are kept."""
         assert self.tiles is not None
         tiled, count = TiledSplit(train, self.tiles), len(self.tiles.places)
-        chosen = range(0, len(train), -(-len(train) // CALIBRATION_IMAGES))
+        chosen = calibration_places(len(train), self.held_out(len(train))).tolist()
         ignored = self.view.ignored(self.shape)
         step = max(1, len(chosen) * self.shape[0] * self.shape[1] // CALIBRATION_PIXELS)
         kept, scores = [], []
@@ -691,9 +695,15 @@ def batch_size(shape: tuple[int, int]) -> int:
     return max(1, min(PREDICT_BATCH, BATCH_PIXELS // (shape[0] * shape[1])))
 
 
-def calibration_sample(train: Split) -> Iterator[tuple[Tensor, Tensor]]:
+def calibration_places(images: int, held: Tensor | None) -> Tensor:
+    """Return places of training images to calibrate on, evenly spread: of those held out (n,), or of all."""
+    among = torch.arange(images) if held is None else held
+    return among[:: -(-len(among) // CALIBRATION_IMAGES)]
+
+
+def calibration_sample(train: Split, held: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the training images to calibrate on, a batch at a time, and their places in the training set."""
-    chosen = torch.arange(0, len(train), -(-len(train) // CALIBRATION_IMAGES))
+    chosen = calibration_places(len(train), held)
     for numbers in chosen.split(PREDICT_BATCH):
         yield train.batch(numbers.tolist())[0], numbers
 

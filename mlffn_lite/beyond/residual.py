@@ -7,6 +7,7 @@ defects. Told of every feature only how far it is from what good images have at 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from ..errors import ConfigError
 from ..layers import resize
 from ..mlffn import MLFFNDetector
 from ..network import MLFFN, MLFFNOutput
+
+HELD_OUT = 4
+"""Of so many good images one is not trained on: a network scores what it was trained on lower than what is new."""
 
 
 class ResidualMLFFN(MLFFN):
@@ -89,11 +93,25 @@ class ResidualDetector(MLFFNDetector):
 
     network: ResidualMLFFN
     network_class = ResidualMLFFN
+    leaves_out = True
 
     def __init__(self, config: Config, **options: Any) -> None:
         if config.train.backbone != "frozen":
             raise ConfigError("the method residual needs a backbone that stays as it is; set train.backbone=frozen")
         super().__init__(config, **options)
+
+    def held_out(self, images: int) -> Tensor | None:
+        """Return every fourth place; of fewer images than four, the last."""
+        places = torch.arange(images)
+        return places[places % HELD_OUT == HELD_OUT - 1] if images >= HELD_OUT else places[-1:]
+
+    def _fit(self, train: Split, *, run: Path | None, progress: bool, resume: bool) -> float:
+        count = len(self.tiles.places) if self.tiles else 1
+        held = self.held_out(len(train) // count)
+        fitted = ~torch.isin(torch.arange(len(train)) // count, held)
+        self.leaves_out = bool(fitted.any())
+        rest = train.subset(fitted.nonzero()[:, 0]) if self.leaves_out else train
+        return super()._fit(rest, run=run, progress=progress, resume=resume)
 
     def _prepare(self, train: Split) -> None:
         self.network.fit(self._run(images, self._ready(self.backbone)) for images in batches(train))

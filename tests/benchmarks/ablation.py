@@ -41,7 +41,8 @@ NO_RINGS, TOP = "without rings", "image score: mean of the highest 0.1 %"
 @torch.inference_mode()
 def maps_of(detector: EnsembleDetector, parts: Parts) -> tuple[Tensor, Tensor]:
     """Return every part's maps of left-out good images and of test images, (N, parts, H, W)."""
-    good = [detector._run(images, detector._maps, numbers) for images, numbers in calibration_sample(parts.train)]
+    sample = calibration_sample(parts.train, detector.held_out(len(parts.train)))
+    good = [detector._run(images, detector._maps, numbers) for images, numbers in sample]
     return torch.cat(good), torch.cat([detector._run(images, detector._maps) for images in batches(parts.test)])
 
 

@@ -78,14 +78,26 @@ def test_it_learns_and_is_read_back_as_it_was(fitted: Any, folder: AnomalyFolder
     assert not torch.allclose(plain.predict(images).maps, maps, atol=1e-2)
 
 
-def test_the_means_are_those_of_all_training_images(fitted: Any, folder: AnomalyFolder) -> None:
+def test_nothing_is_learned_of_the_images_it_is_calibrated_on(fitted: Any, folder: AnomalyFolder) -> None:
     detector, _ = fitted
+    held = detector.held_out(len(folder.train))
+    assert held.tolist() == list(range(3, len(folder.train), 4))
+    others = [i for i in range(len(folder.train)) if i not in held.tolist()]
+    assert detector.calibration.source == "left out"
+    scores = detector.predict(folder.train.images()[held]).scores
+    assert detector.calibration.scores == pytest.approx(tuple(sorted(scores.tolist())))
     with torch.no_grad():
-        levels = detector._run(folder.train.images(), detector._ready(detector.backbone))
+        levels = detector._run(folder.train.images()[others], detector._ready(detector.backbone))
     for i, level in enumerate(levels, 1):
         torch.testing.assert_close(
             getattr(detector.network, f"mean{i}"), level.mean(0, keepdim=True), atol=1e-4, rtol=0
         )
+
+
+def test_a_single_image_is_fitted_to_and_said_to_be() -> None:
+    detector = AnomalyDetector(CONFIG.replace(train={"steps": 1})).fit([torch.rand(3, 64, 64)], progress=False)
+    assert detector.calibration is not None
+    assert detector.calibration.source == "training"
 
 
 def test_it_is_a_member_of_an_ensemble(folder: AnomalyFolder, tmp_path: Path) -> None:
@@ -102,7 +114,10 @@ def test_the_trained_ensemble_has_it_as_one_more_member(folder: AnomalyFolder, t
     assert dict(detector.config.ensemble.members) == {"density": 2.0, "memory": 3.0, "residual": RESIDUAL_WEIGHT}
     assert list(detector.maps(folder.test.images())) == ["density", "memory", "residual", "ensemble_trained"]
     assert detector.calibration is not None
-    assert detector.calibration.source == "training"  # the network saw them all
+    assert detector.calibration.source == "left out"
+    held = detector.held_out(len(folder.train))
+    assert held is not None
+    assert len(detector.calibration.scores) == len(held)  # those that the network was not trained on
     again = AnomalyDetector.load(tmp_path / "r")
     assert torch.equal(again.predict(folder.test.images()).maps, detector.predict(folder.test.images()).maps)
     other = AnomalyDetector(config.replace(ensemble={"members": {"density": 1.0, "residual": 4.0}}))

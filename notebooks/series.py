@@ -17,7 +17,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ WIDGET_TEXT = "Interactive: run this cell in JupyterLab to use it."
 MAP_LINK = "00_start_here.ipynb#The-series"
 BUSY = "; on a slow or busy machine set MLFFN_PATIENCE=3"
 MARKS = ("<!-- series -->", "<!-- /series -->")
+FOLDED = "folded"
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -57,6 +58,7 @@ class Entry:
     paper: str
     minutes: float
     strict: bool
+    lessons: list[str] = field(default_factory=list)
 
     @property
     def number(self) -> str:
@@ -111,9 +113,10 @@ def head(series: Sequence[Entry], i: int) -> str:
 
 
 def foot(series: Sequence[Entry], i: int) -> str:
-    """Return the last cell of a notebook: what has been seen, and links."""
-    goals = "\n".join(f"- {goal}" for goal in series[i].goals)
-    return f"---\n\nWhat you have seen:\n\n{goals}\n\n{links(series, i)}"
+    """Return the last cell of a notebook: what to take away, where that is said, and links."""
+    lessons = "\n".join(f"- {lesson}" for lesson in series[i].lessons)
+    said = ["What to take away:", lessons] if lessons else []
+    return "\n\n".join(["---", *said, links(series, i)])
 
 
 def links(series: Sequence[Entry], i: int) -> str:
@@ -272,7 +275,9 @@ def normalise(nb: NotebookNode) -> None:
     """Take out, in place, what depends on the machine, the moment or the editor."""
     nb.metadata = nbformat.from_dict(METADATA)
     for cell in nb.cells:
-        cell.metadata = nbformat.from_dict({k: v for k, v in cell.metadata.items() if k == "tags" and v})
+        tags = cell.metadata.get("tags", [])
+        folded = {"jupyter": {"source_hidden": True}} if FOLDED in tags else {}
+        cell.metadata = nbformat.from_dict({**folded, **({"tags": tags} if tags else {})})
         if cell.cell_type == "code":
             cell.outputs = [_without_widget(output) for output in _merged(cell.outputs)]
 

@@ -9,13 +9,19 @@ A module per notebook, ``nb04.py`` for notebook 04, registers its checks::
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
 from mlffn_lite.errors import ConfigError
+
+FOLDER = Path(__file__).resolve().parents[1]
+_SOLUTION = re.compile(r"<summary>Solution</summary>\n\n.*?```python\n(.*?)```", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,36 @@ def check(number: str, answer: Any) -> None:
 
     Never raises for a wrong answer: the notebook goes on.
     """
+    _judge(number, answer)
+
+
+def checked(number: str, answer: Any) -> Any:
+    """Like :func:`check`, for what the next cells use: returns the answer if it is right, else the folded solution."""
+    if _judge(number, answer):
+        return answer
+    print("The notebook goes on with the solution that is folded above.")
+    return solution(number)
+
+
+def solution(number: str) -> Any:
+    """Return what the folded solution of an exercise defines last, as it stands in its notebook.
+
+    Raises
+    ------
+    ConfigError
+        If no notebook has such a solution.
+    """
+    for path in FOLDER.glob(f"{number.partition('.')[0]}_*.ipynb"):
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+            text = "".join(cell["source"])
+            if f"### Exercise {number}:" in text and (code := _SOLUTION.search(text)):
+                names: dict[str, Any] = {"__name__": f"solution_{number}"}
+                exec(compile(code[1], f"<solution {number}>", "exec"), names)
+                return names[list(names)[-1]]
+    raise ConfigError(f"there is no folded solution of exercise {number!r}")
+
+
+def _judge(number: str, answer: Any) -> bool:
     wanted = find(number)
     try:
         if answer is ... or answer is None:
@@ -79,6 +115,8 @@ def check(number: str, answer: Any) -> None:
         print(f"Exercise {number}: not yet. It raised {type(error).__name__}: {error}")
     else:
         print(f"Exercise {number}: right.")
+        return True
+    return False
 
 
 class _Unanswered(Exception):  # noqa: N818 - an event

@@ -37,6 +37,7 @@ def _worst_pixel(answer: Callable[[Tensor], tuple[int, int]]) -> None:
     "00.2",
     wrong={
         "always the highest": lambda s, rate: float(s.max()),
+        "rounds the number": lambda s, rate: float(s.sort(descending=True).values[round(rate * len(s))]),
         "from the wrong end": lambda s, rate: float(s.sort().values[int(rate * len(s))]),
         "one too many above": lambda s, rate: float(s.sort(descending=True).values[int(rate * len(s)) + 1]),
         "between two scores": lambda s, rate: float(s.quantile(1 - rate)),
@@ -44,7 +45,7 @@ def _worst_pixel(answer: Callable[[Tensor], tuple[int, int]]) -> None:
 )
 def _threshold_for(answer: Callable[[Tensor, float], float]) -> None:
     scores = torch.tensor([0.3, 0.9, 0.1, 0.7, 0.5, 0.2, 0.8, 0.4, 0.6, 1.0])
-    for rate in (0.0, 0.1, 0.25, 0.3):
+    for rate in (0.0, 0.1, 0.25, 0.29, 0.3):
         threshold, allowed = float(answer(scores, rate)), int(rate * 10)
         above = int((scores > threshold + 1e-6).sum())
         assert above <= allowed, f"of ten scores {allowed} may lie above at a rate of {rate}, not {above}"

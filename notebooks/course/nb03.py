@@ -135,15 +135,22 @@ def components(answer: Callable[[Tensor, int], Tensor]) -> None:
 
 
 def _reference(
-    features: Tensor, reference: Tensor, *, diagonal: bool = False, root: bool = True, own: bool = False
+    features: Tensor,
+    reference: Tensor,
+    *,
+    diagonal: bool = False,
+    root: bool = True,
+    own: bool = False,
+    counted: bool = True,
 ) -> Tensor:
     rows, asked = _rows(reference), _rows(features)
     basis = asked if own else rows
     mean, deviation = basis.mean(0), rows.std(0, correction=0)
     standard = (rows - rows.mean(0)) / deviation
+    floor = 0.01 + (rows.shape[1] / len(rows) if counted else 0)
     correlation = torch.eye(rows.shape[1]) if diagonal else standard.T @ standard / len(rows)
     f = (asked - mean) / deviation
-    squared = (f * torch.linalg.solve(correlation + 0.01 * torch.eye(rows.shape[1]), f.T).T).sum(1)
+    squared = (f * torch.linalg.solve(correlation + floor * torch.eye(rows.shape[1]), f.T).T).sum(1)
     out = squared.sqrt() if root else squared
     return out.view(len(features), 1, *features.shape[2:])
 
@@ -152,6 +159,7 @@ def _reference(
     "03.4",
     wrong={
         "ignores correlations": lambda f, r: _reference(f, r, diagonal=True),
+        "has the floor without C/n": lambda f, r: _reference(f, r, counted=False),
         "forgets the root": lambda f, r: _reference(f, r, root=False),
         "takes the mean of the test features": lambda f, r: _reference(f, r, own=True),
     },

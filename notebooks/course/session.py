@@ -16,7 +16,7 @@ from mlffn_lite.figures import DPI, png_bytes
 from mlffn_lite.storage import write_atomic
 
 T = TypeVar("T")
-MODES = ("small", "full")
+MODES = ("small", "full", "explore")
 _FIGURES = "MLFFN_FIGURES"
 
 
@@ -50,12 +50,12 @@ def setup(number: str, *, seed: int = 0, threads: int = 1, device: str = "cpu") 
     Raises
     ------
     ConfigError
-        If the environment variable ``MLFFN_MODE`` is neither ``small`` (the default) nor ``full``.
+        If the environment variable ``MLFFN_MODE`` is neither ``small`` (the default) nor ``full`` nor ``explore``.
     """
     global _session
     mode = os.environ.get("MLFFN_MODE", "small")
     if mode not in MODES:
-        raise ConfigError(f"MLFFN_MODE is {mode!r}; set it to small or full")
+        raise ConfigError(f"MLFFN_MODE is {mode!r}; set it to {', '.join(MODES)}")
     torch.manual_seed(seed)
     torch.set_num_threads(threads)
     _session = Session(number, mode, seed, torch.device(device), threads)
@@ -70,10 +70,13 @@ def budget(*, small: T, full: T) -> T:
 
 
 def checkpoint(claim: str, holds: Any) -> None:
-    """Print that a claim holds, or stop the notebook: what follows would not make sense."""
-    if not bool(holds):
+    """Print that a claim holds, or stop the notebook: what follows would not make sense.
+
+    In the mode ``explore``, for who has changed something, a claim that fails is printed and the notebook goes on.
+    """
+    if not bool(holds) and _session.mode != "explore":
         raise AssertionError(f"does not hold: {claim}")
-    print(f"✓ {claim}")
+    print(f"✓ {claim}" if bool(holds) else f"✗ no longer holds: {claim}")
 
 
 def show(figure: Figure | bytes, name: str, *, alt: str, caption: str, dpi: int = DPI) -> None:

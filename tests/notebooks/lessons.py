@@ -85,6 +85,7 @@ class Task:
     """An exercise as it stands in a notebook; ``answer`` is the name that its stub hands to the check."""
 
     number: str
+    text: str
     folded: dict[str, str]
     stub: NotebookNode | None
     answer: str | None
@@ -105,13 +106,21 @@ def tasks(nb: NotebookNode) -> list[Task]:
             after = nb.cells[i + 1] if i + 1 < len(nb.cells) else None
             stub = after if after is not None and after.cell_type == "code" else None
             folded = {m[1]: m[2] for m in _FOLDED.finditer(cell.source)}
-            found.append(Task(heading[1], folded, stub, _checked(stub.source, heading[1]) if stub else None))
+            found.append(
+                Task(
+                    heading[1],
+                    cell.source[heading.start() :].partition("<details>")[0],
+                    folded,
+                    stub,
+                    _checked(stub.source, heading[1]) if stub else None,
+                )
+            )
     return found
 
 
 def _checked(source: str, number: str) -> str | None:
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "check":
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("check", "checked"):
             given, *answers = map(ast.unparse, node.args)
             if given == repr(number) and len(answers) == 1:
                 return answers[0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import sys
 import types
 from pathlib import Path
@@ -57,6 +58,21 @@ def test_a_check_that_cannot_be_imported_says_so(monkeypatch: pytest.MonkeyPatch
     for number, lacks in (("95.1", "no_such_name"), ("94.1", "no_such_package")):
         with pytest.raises(ImportError, match=lacks):
             checks.find(number)
+
+
+@pytest.mark.parametrize(("answer", "right"), [(lambda x: 2 * x, True), (lambda x: x + 2, False), (..., False)])
+def test_a_notebook_goes_on_with_a_right_answer_or_the_solution(
+    answer: Any, right: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(checks, "FOLDER", tmp_path)
+    text = "### Exercise 97.1: twice\n\n<details><summary>Solution</summary>\n\n```python\ndef double(x):\n"
+    (tmp_path / "97_twice.ipynb").write_text(json.dumps({"cells": [{"source": [text, "    return x + x\n```"]}]}))
+    goes_on = checks.checked("97.1", answer)
+    assert goes_on(5) == 10
+    assert (goes_on is answer) == right
+    assert ("goes on with the solution" in capsys.readouterr().out) != right
+    with pytest.raises(ConfigError, match=r"no folded solution of exercise '97\.2'"):
+        checks.solution("97.2")
 
 
 def test_wrong_answers_are_kept_for_the_tests() -> None:

@@ -53,7 +53,7 @@ def test_budget_follows_the_mode(mode: str, steps: int, monkeypatch: pytest.Monk
 
 def test_another_mode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFFN_MODE", "fast")
-    with pytest.raises(ConfigError, match="MLFFN_MODE is 'fast'; set it to small or full"):
+    with pytest.raises(ConfigError, match="MLFFN_MODE is 'fast'; set it to small, full, explore"):
         session.setup("01")
 
 
@@ -68,6 +68,17 @@ def test_a_checkpoint_that_does_not_hold_stops(holds: Any, capsys: pytest.Captur
     with pytest.raises(AssertionError, match="does not hold: sums to one"):
         session.checkpoint("sums to one", holds)
     assert capsys.readouterr().out == ""
+
+
+def test_in_mode_explore_the_notebook_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MLFFN_MODE", "explore")
+    session.setup("01")
+    session.checkpoint("sums to one", False)
+    session.checkpoint("is finite", True)
+    assert capsys.readouterr().out.endswith("mode explore\n✗ no longer holds: sums to one\n✓ is finite\n")
+    assert session.budget(small=60, full=400) == 60
 
 
 def test_show_displays_picture_and_caption_and_keeps_the_alt_text(monkeypatch: pytest.MonkeyPatch) -> None:

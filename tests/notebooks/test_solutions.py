@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from typing import Any
 
 import pytest
-from lessons import FOLDER, Task, present, read, tasks
+from lessons import FOLDER, Task, code_cells, present, read, tasks
 
 from course.checks import check, find
 from mlffn_lite.errors import ConfigError, MlffnError
@@ -33,6 +35,31 @@ def test_the_solution_is_right(task: Task, capsys: pytest.CaptureFixture[str]) -
     capsys.readouterr()
     check(task.number, eval(task.answer, names))
     assert capsys.readouterr().out == f"Exercise {task.number}: right.\n"
+
+
+def models() -> list[tuple[str, Task, str]]:
+    """Return file, exercise and name of every function that the exercise says to equal."""
+    return [
+        (entry.file, task, name)
+        for entry in present()
+        for task in tasks(read(FOLDER / entry.file))
+        for name in re.findall(r"equals?\s+`(\w+)`", task.text)
+    ]
+
+
+@pytest.mark.parametrize(("file", "task", "name"), models(), ids=lambda x: x.number if isinstance(x, Task) else x)
+def test_a_function_to_equal_is_right(file: str, task: Task, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, Any] = {"__name__": f"model_{task.number}"}
+    for cell in code_cells(read(FOLDER / file)):
+        for node in ast.parse(cell.source).body:
+            if isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef):
+                exec(compile(ast.Module([node], []), file, "exec"), names)
+    check(task.number, names[name])
+    assert capsys.readouterr().out == f"Exercise {task.number}: right.\n"
+
+
+def test_there_are_functions_to_equal() -> None:
+    assert "03.4" in {task.number for _, task, _ in models()}
 
 
 @pytest.mark.parametrize(("number", "fault"), wrong_answers())

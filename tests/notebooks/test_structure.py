@@ -15,14 +15,14 @@ import nbformat
 import pytest
 from lessons import FOLDER, broken_links, code_cells, present, printed, prose, read, tasks
 from nbformat import NotebookNode
-from series import IGNORED, METADATA, ROOT, WIDGET, Entry, load_series, nav, pngs
+from series import FOLDED, IGNORED, METADATA, ROOT, WIDGET, Entry, load_series, nav, pngs
 
 from course import checks
 from mlffn_lite.storage import write_atomic
 
 Rule = Callable[[NotebookNode, Entry], Iterable[str]]
 RULES: dict[str, Rule] = {}
-MAX_LINES, MAX_BYTES, MAX_PNG, MAX_WIDTH = 25, 1_700_000, 700_000, 1400
+MAX_LINES, MAX_DRAWING, MAX_BYTES, MAX_PNG, MAX_WIDTH = 25, 15, 1_700_000, 700_000, 1400
 
 
 def rule(function: Rule) -> Rule:
@@ -69,7 +69,8 @@ def normalised(nb: NotebookNode, entry: Entry) -> Iterable[str]:
     if len({c.id for c in nb.cells}) < len(nb.cells):
         yield "two cells have the same id"
     for cell in nb.cells:
-        if set(cell.metadata) - {"tags"}:
+        folded = {"jupyter": {"source_hidden": True}} if FOLDED in cell.metadata.get("tags", []) else {}
+        if {key: value for key, value in cell.metadata.items() if key != "tags"} != folded:
             yield f"cell {cell.id} has the metadata {sorted(cell.metadata)}"
         if any(WIDGET in o.get("data", {}) for o in cell.get("outputs", [])):
             yield f"cell {cell.id} stores the number of a widget"
@@ -80,6 +81,22 @@ def short_cells(nb: NotebookNode, entry: Entry) -> Iterable[str]:
     for cell in code_cells(nb):
         if (lines := sum(bool(line.strip()) for line in cell.source.splitlines())) > MAX_LINES:
             yield f"cell {cell.id} has {lines} lines that are not empty, more than {MAX_LINES}"
+
+
+@rule
+def drawing_is_folded(nb: NotebookNode, entry: Entry) -> Iterable[str]:
+    """A notebook that folds a cell folds all long ones that draw; a function to read stays open."""
+    folded = {c.id for c in code_cells(nb) if FOLDED in c.metadata.get("tags", [])}
+    for cell in code_cells(nb) if folded else []:
+        draws = re.search(r"\bshow\(|\bFigure\(", cell.source) and not re.search(r"^(def|class) ", cell.source, re.M)
+        if (
+            draws
+            and sum(bool(line.strip()) for line in cell.source.splitlines()) > MAX_DRAWING
+            and cell.id not in folded
+        ):
+            yield f"cell {cell.id} draws in more than {MAX_DRAWING} lines and is not folded"
+        if cell.id in folded and not draws:
+            yield f"cell {cell.id} is folded and does not draw"
 
 
 @rule
@@ -236,6 +253,7 @@ BREAK: dict[str, Callable[[NotebookNode], object]] = {
     "portable": lambda nb: nb.cells[2].outputs.append(stream("read /home/me/parts")),
     "normalised": lambda nb: nb.metadata.update(widgets={}),
     "short_cells": lambda nb: nb.cells[2].update(source="x = 1\n" * 26),
+    "drawing_is_folded": lambda nb: nb.cells[2].metadata.update(tags=[FOLDED]) or nb.cells[2].update(source="x = 1"),
     "opens_with_set_up": lambda nb: nb.cells[1].update(source="import torch"),
     "pictures": lambda nb: nb.cells[2].outputs.pop(1),
     "figures_as_shown": lambda nb: nb.cells[2].outputs.append(picture(1200)),

@@ -19,7 +19,9 @@ from typer.core import TyperGroup
 from . import __version__, registry
 from .config import PRESETS, Config
 from .errors import CheckpointError, ConfigError, MlffnError, UnreadableError, extra, first_line
+from .escaped import printable
 from .labels import METRIC_LABELS
+from .ownership import own
 from .studies.commands import report, study_app
 
 
@@ -120,12 +122,13 @@ def demo(
     use_threads(threads)
     config = demo_config(seed, device or "auto")
     parts = open_source(miniparts_path() / category, config.data)
-    clear_demo(folder)
-    detector = AnomalyDetector(config).fit(parts, out=folder)
-    preset = f"parts at {config.data.size} px"
-    result, prediction = detector.complete_run(folder, parts, preset=preset)
-    assert prediction is not None
-    report = write_run_report(folder, detector, parts, result, prediction, command=_command())
+    with own(folder):
+        clear_demo(folder)
+        detector = AnomalyDetector(config).fit(parts, out=folder)
+        preset = f"parts at {config.data.size} px"
+        result, prediction = detector.complete_run(folder, parts, preset=preset)
+        assert prediction is not None
+        report = write_run_report(folder, detector, parts, result, prediction, command=_command())
     print_metrics(result)
     out.print(f"Report: {report.resolve()}")
 
@@ -195,15 +198,18 @@ def train(
     first = fabric is None or fabric.global_rank == 0  # of the processes, to speak for all
     options = {} if fabric is None else {"fabric": fabric}
     detector = AnomalyDetector(config, **options)
-    try:
-        detector.fit(parts, out=folder, resume=resume)
-    except Interrupted as stop:
+    with own(folder):
+        check_folder(folder, resume)  # again: only now is it ours
+        try:
+            detector.fit(parts, out=folder, resume=resume)
+        except Interrupted as stop:
+            if first:
+                out.print(f"Stopped after step {stop.step}; go on with the same command and --resume.")
+            raise typer.Exit(130) from stop
         if first:
-            out.print(f"Stopped after step {stop.step}; go on with the same command and --resume.")
-        raise typer.Exit(130) from stop
+            result, prediction = detector.complete_run(folder, parts, preset=str(config_file or preset))
+            report = write_run_report(folder, detector, parts, result, prediction, command=_command())
     if first:
-        result, prediction = detector.complete_run(folder, parts, preset=str(config_file or preset))
-        report = write_run_report(folder, detector, parts, result, prediction, command=_command())
         print_metrics(result)
         if detector.view != View():
             out.print(f"Looks at {detector.view.describe()}")
@@ -257,15 +263,17 @@ def calibrate(
     """
     from .detector import AnomalyDetector
     from .heatmaps import collect_images
-    from .storage import METRICS
+    from .storage import METRICS, read_config
 
     use_threads(threads)
     chosen = {"false_alarms": false_alarms, "threshold": threshold, "min_area": min_area, "min_peak": min_peak}
     if not good and all(value is None for value in chosen.values()):
         raise ConfigError("say what to change: give good images, --false-alarms, --threshold, --min-area or --min-peak")
-    detector = AnomalyDetector.load(run, device=device)
-    calibration = detector.calibrate(collect_images(good) if good else None, **chosen)  # type: ignore[arg-type]
-    detector.save(run)
+    read_config(run)  # before a lock is put there
+    with own(run):
+        detector = AnomalyDetector.load(run, device=device)
+        calibration = detector.calibrate(collect_images(good) if good else None, **chosen)  # type: ignore[arg-type]
+        detector.save(run)
     out.print(f"Decision: {calibration.describe()}")
     if (run / METRICS).exists():
         out.print(f"{run / METRICS} still tells of the old one; `mlffn evaluate` measures the new.")
@@ -293,7 +301,7 @@ def predict(
 ) -> None:
     """Judge images: OK or NOK with regions in scores.csv and regions.csv, and heatmaps on a fixed colour scale."""
     from .detector import AnomalyDetector, fitted
-    from .heatmaps import NOK, Outputs, collect_images, not_judged, write_predictions
+    from .heatmaps import NOK, NOT_FINITE, Outputs, collect_images, not_judged, write_predictions
 
     for value, allowed, name in (
         (pictures, ("png", "jpeg", "none"), "--pictures"),
@@ -313,8 +321,8 @@ def predict(
     out.print(f"{len(table)} images, {count} NOK; scores.csv and regions.csv are in {folder}")
     out.print(f"Decision: {fitted(detector).describe()}")
     if words := not_judged(table):
-        print(f"mlffn: {words}", file=sys.stderr)
-        if not skip_bad:
+        print(f"mlffn: {printable(words)}", file=sys.stderr)
+        if not skip_bad or (table["error"] == NOT_FINITE).any():  # that is no fault of the file
             raise typer.Exit(2)
 
 
@@ -338,7 +346,7 @@ def data_verify(path: DataFolder, good: Good = None, bad: Bad = None, recursive:
 
     report = verify(path, good=good or "", bad=bad or (), recursive=recursive)
     for line in report.lines():
-        out.print(line)
+        out.print(printable(line))
     if report.faults:
         raise typer.Exit(2)
 
@@ -375,7 +383,7 @@ def _say_left_out(folder: Path, recursive: bool) -> None:
     from .datasets.folder import left_out
 
     for line in left_out(folder, recursive):
-        print(f"mlffn: {folder}: left out {line}", file=sys.stderr)
+        print(f"mlffn: {printable(f'{folder}: left out {line}')}", file=sys.stderr)
 
 
 def _command() -> str:
@@ -464,9 +472,9 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[1]
 def fail(message: str) -> NoReturn:
     """Print one line and exit with code 2."""
     if os.environ.get("LOCAL_RANK", "0") == "0":  # one of several processes speaks for all
-        print(f"mlffn: {' '.join(message.split())}", file=sys.stderr)
+        print(f"mlffn: {printable(' '.join(message.split()))}", file=sys.stderr)
     sys.exit(2)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"mlffn: {message}", file=sys.stderr)
+    print(f"mlffn: {printable(str(message))}", file=sys.stderr)

@@ -26,6 +26,7 @@ from pydantic_core import ErrorDetails
 
 from . import registry
 from .errors import ConfigError
+from .sealed import read_regular
 
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 
@@ -406,7 +407,7 @@ class Config(Section):
         """Read a configuration from a TOML file."""
         path = Path(path)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_regular(path).decode("utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"cannot read configuration {path}: {error}") from error
         return cls.from_toml(text, source=str(path))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -14,32 +16,49 @@ from typing import Any, ClassVar, NamedTuple, Self
 import pandas as pd
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from . import metrics, registry
 from .config import Config
-from .datasets.folder import Split
+from .datasets.folder import Split, few
 from .datasets.sources import Parts, iterate_batches, open_source
 from .datasets.view import View
 from .decision import Rule, decision_rates, promise_of, promised_threshold
 from .devices import autocast_dtype, resolve_device
-from .errors import CheckpointError, ConfigError, DataError, TrainingError
+from .errors import CheckpointError, ConfigError, DataError, TrainingError, first_line
 from .evaluation import by_defect, defined, write_measured
 from .layers import normal_range
+from .ownership import own
+from .state import CheckpointState, Finite, Source, checked
 from .storage import (
     CHECKPOINT,
     CONFIG,
     HISTORY,
+    METRICS,
     environment,
+    history_csv,
+    history_digest,
     load_tensors,
+    new_run,
+    read_config,
     read_history,
+    read_sealed,
     save_tensors,
     write_atomic,
+    write_config,
 )
+from .streamed import PixelMetrics
 from .tiles import TiledSplit, Tiles
 
 PREDICT_BATCH = 16
 CALIBRATION_IMAGES = 256
 """Good training images, at most, that colours and threshold are taken from, evenly spread over the set."""
+MAPS_BYTES = 1 << 30
+"""Memory for the score maps of one evaluation; those of more images are not kept."""
+TRIAL_PIXELS = 1 << 26
+"""Pixels, at most, of an image that a detector from a file scores at once."""
+FEWEST_GOOD = 10
+"""Good images from which on a threshold says something."""
 
 CALIBRATION_PIXELS = 1 << 25
 """Of their stitched maps, about so many pixels are kept."""
@@ -80,18 +99,40 @@ class Calibration:
         of what it was scored by; or ``"held out"`` ones.
     min_area, min_peak : int, float or None
         What a region above the threshold must have to count, see :class:`~mlffn_lite.decision.Rule`.
+
+    Raises
+    ------
+    ValueError
+        If a value is not finite, colours have no span, or scores do not ascend.
     """
 
-    low: float
-    high: float
-    threshold: float
-    scores: tuple[float, ...] = ()
-    source: str = "training"
+    low: Finite
+    high: Finite
+    threshold: Finite
+    scores: tuple[Finite, ...] = ()
+    source: Source = "training"
     min_area: int = 0
-    min_peak: float | None = None
+    min_peak: Finite | None = None
+
+    __pydantic_config__: ClassVar[Any] = {"extra": "forbid"}
+
+    def __post_init__(self) -> None:
+        numbers = (
+            self.low,
+            self.high,
+            self.threshold,
+            *self.scores,
+            *([] if self.min_peak is None else [self.min_peak]),
+        )
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError("a threshold, a colour or a score is not finite")
+        if self.low >= self.high or self.min_area < 0:
+            raise ValueError("the ends of the colours do not ascend, or the smallest area is negative")
+        if any(a > b for a, b in itertools.pairwise(self.scores)):
+            raise ValueError("the scores of good images do not ascend")
 
     @classmethod
-    def from_good(cls, prediction: Prediction, *, margin: float = 0.0, source: str = "training") -> Calibration:
+    def from_good(cls, prediction: Prediction, *, margin: float = 0.0, source: Source = "training") -> Calibration:
         """Derive the scale from the scores of good images.
 
         ``high`` lies twice as far above the median as the 99.9th percentile of the pixels, or by ``margin`` if that is
@@ -117,11 +158,26 @@ class Calibration:
         """Largest probability of a false alarm on a new good image; NaN where training images cannot tell."""
         return promise_of(self.scores, self.threshold) if self.source != "training" and self.scores else math.nan
 
+    @property
+    def doubt(self) -> str:
+        """Why the threshold says little; empty where nothing speaks against it."""
+        if len(self.scores) < FEWEST_GOOD:
+            return f"it rests on {len(self.scores)} good images, fewer than {FEWEST_GOOD}: calibrate on more"
+        if self.scores[0] == self.scores[-1]:
+            return "all good images have the same score, as constant images do: fit to real ones"
+        return ""
+
+    def warn(self) -> None:
+        """Warn if the threshold says little."""
+        if self.doubt:
+            warnings.warn(f"the threshold cannot be trusted: {self.doubt}", stacklevel=3)
+
     def describe(self) -> str:
         """Return threshold, rule and promise in words."""
         extra = [f"at least {self.min_area} px"] * bool(self.min_area)
         extra += [] if self.min_peak is None else [f"a peak of at least {self.min_peak:.4g}"]
         rule = f"threshold {self.threshold:.4g}" + f" ({' and '.join(extra)})" * bool(extra)
+        rule += f", not to be trusted ({self.doubt})" * bool(self.doubt)
         if math.isnan(self.promise):
             return (
                 f"{rule}; no promise, as training images score lower than new ones: calibrate on held-out good images"
@@ -198,12 +254,17 @@ class AnomalyDetector:
         self.history = pd.DataFrame()
         self.step, self.seconds = 0, 0.0
         self.rank = 0  # among the processes that train together; the first writes
-        self._data = ""
+        self._data, self._run_id = "", new_run()
 
     @property
     def method(self) -> str:
         """Name of the method in files, tables and on the command line."""
         return self.config.method
+
+    @property
+    def run_id(self) -> str:
+        """Id of the run that it was fitted in, 32 hexadecimal digits, which its files carry."""
+        return self._run_id
 
     def fit(self, source: Any, *, out: str | Path | None = None, progress: bool = True, resume: bool = False) -> Self:
         """Fit, from the beginning, to good images, calibrate on them; returns self.
@@ -231,12 +292,19 @@ class AnomalyDetector:
             raise DataError("there is no good image to fit to; give unlabelled images, or some labelled good")
         self.shape, self.view = parts.shape, parts.view
         run = Path(out) if out is not None else None
+        with contextlib.nullcontext() if run is None else own(run):
+            self._fit_and_save(parts, run, progress, resume)
+        fitted(self).warn()
+        return self
+
+    def _fit_and_save(self, parts: Parts, run: Path | None, progress: bool, resume: bool) -> None:
+        self._run_id = new_run()
         if run is not None:
             self._data = parts.fingerprint(test=False)
             if (run / CHECKPOINT).exists() and not resume:
                 raise CheckpointError(f"{run} holds a run already; resume it or train into another folder")
-            if (run / CHECKPOINT).exists() and self._take_over(run):
-                return self
+            if (run / CHECKPOINT).exists() and self._take_over(run, resume=True):
+                return
         train = TiledSplit(parts.train, self.tiles) if self.tiles else parts.train
         seconds = self._fit(train, run=run, progress=progress, resume=resume)
         started = time.perf_counter()
@@ -248,7 +316,6 @@ class AnomalyDetector:
         self.seconds = seconds + time.perf_counter() - started
         if run is not None and self.rank == 0:
             self.save(run)
-        return self
 
     def _fit(self, train: Split, *, run: Path | None, progress: bool, resume: bool) -> float:
         """Fit to a split of good images; returns the seconds it took, earlier parts of a resumed run included."""
@@ -385,7 +452,8 @@ class AnomalyDetector:
             ``per_defect`` with the image AUROC of each defect against all good images; ``average_precision``;
             ``decision``, once calibrated: the threshold and what it does here, see :meth:`decide`; counts and seconds;
             ``pixel_auroc_by_defect`` and ``pro_by_defect``. Pixel metrics leave out anomalous images without a mask.
-            What is not defined, as pixel metrics are if none has one, is left out.
+            What is not defined, as pixel metrics are if none has one, is left out. Memory does not grow with the number
+            of images: of many, scores go to temporary files, see :mod:`.streamed`, and metrics by defect are left out.
 
         Raises
         ------
@@ -394,12 +462,36 @@ class AnomalyDetector:
         """
         return self.measure(self.open(source).test)[0]
 
-    def measure(self, split: Split) -> tuple[dict[str, Any], Prediction]:
-        """As :meth:`evaluate`, of a split, and return the prediction too."""
+    def measure(self, split: Split) -> tuple[dict[str, Any], Prediction | None]:
+        """As :meth:`evaluate`, of a split, and return the prediction too, None if its maps would fill the memory."""
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*is undefined without any", UserWarning)  # it is left out
+            warnings.filterwarnings("ignore", ".*undefined without any", UserWarning)  # it is left out
+            if len(split) * split.shape[0] * split.shape[1] * 4 > MAPS_BYTES:
+                return defined(self._evaluate_streamed(split)), None
             found, prediction = self.evaluate_split(split)
             return defined({**found, **by_defect(prediction.maps, split)}), prediction
+
+    def _evaluate_streamed(self, split: Split) -> dict[str, Any]:
+        """As :meth:`evaluate_split`, without keeping a map."""
+        rule = self.calibration and self.calibration.rule
+        scores, called, started = [], [], time.perf_counter()
+        size = batch_size(split.shape)
+        bar = tqdm(range(0, len(split), size), "scoring", leave=False, delay=2)
+        with PixelMetrics(ignored=split.view.ignored(split.shape)) as pixels:
+            for start in bar:
+                chosen = range(start, min(start + size, len(split)))
+                images, masks = split.batch(chosen)
+                maps = self._finite(self.predict(images), split.paths[start : chosen.stop]).maps
+                scores.append(maps.flatten(1).amax(1))
+                called += [bool(rule.regions(heat)) for heat in maps.numpy()] if rule else []
+                known = split.has_mask[start : chosen.stop]
+                pixels.add(maps[known], masks[known])
+            seconds = time.perf_counter() - started
+            pixel_auroc, pro = pixels.result()
+        found, labels = torch.cat(scores), split.labels()
+        image_auroc = metrics.image_auroc(found, labels)
+        values = {"image_auroc": image_auroc, "pixel_auroc": pixel_auroc, "pro": pro}
+        return self._summary(split, values, found, torch.tensor(called), seconds)
 
     def evaluate_split(self, split: Split) -> tuple[dict[str, Any], Prediction]:
         """As :meth:`measure`, without pixel metrics of each defect, and with NaN for what is not defined."""
@@ -408,18 +500,32 @@ class AnomalyDetector:
         started = time.perf_counter()
         prediction = self.predict_split(split)
         seconds = time.perf_counter() - started
-        labels = split.labels()
-        defects = sorted(set(split.defects) - {"good"})
+        self._finite(prediction, split.paths)
+        called = self._called(prediction) if self.calibration else torch.zeros(0)
+        return self._summary(split, measure(prediction, split), prediction.scores, called, seconds), prediction
+
+    def _finite(self, prediction: Prediction, paths: Sequence[Path]) -> Prediction:
+        """Return a prediction; raises TrainingError, which names the images, if a score is not finite."""
+        known = torch.isfinite(prediction.maps).flatten(1).all(1).tolist()
+        if bad := [str(path) for path, finite in zip(paths, known, strict=True) if not finite]:
+            raise TrainingError(f"{len(bad)} images have scores that are not finite: {few(bad)}; fit again")
+        return prediction
+
+    def _summary(
+        self, split: Split, measured: dict[str, float], scores: Tensor, called: Tensor, seconds: float
+    ) -> dict[str, Any]:
+        """Return what :meth:`evaluate` does, of the pixels' metrics, image scores and verdicts."""
+        labels, defects = split.labels(), sorted(set(split.defects) - {"good"})
         of_defect = {d: torch.tensor([x in (d, "good") for x in split.defects]) for d in defects}
         return {
-            **measure(prediction, split),
-            "average_precision": metrics.average_precision(prediction.scores, labels),
-            **({"decision": self.decide(prediction, split)} if self.calibration else {}),
-            "per_defect": {d: metrics.image_auroc(prediction.scores[i], labels[i]) for d, i in of_defect.items()},
+            **measured,
+            "average_precision": metrics.average_precision(scores, labels),
+            **({"decision": self._decision(called, split)} if self.calibration else {}),
+            "per_defect": {d: metrics.image_auroc(scores[i], labels[i]) for d, i in of_defect.items()},
             "shape": list(split.shape),
             "images": len(split),
             "predict_seconds": round(seconds, 3),
-        }, prediction
+        }
 
     def probe(self, test: Split) -> dict[str, dict[str, float]]:
         """Return metrics beside those of the score map, by name: what a study asks to explain a result; here none."""
@@ -427,10 +533,15 @@ class AnomalyDetector:
 
     def decide(self, prediction: Prediction, split: Split) -> dict[str, Any]:
         """Return rule and promise, and the shares of ``split`` that it calls anomalous, also of every defect."""
-        calibration = fitted(self)
-        rule = calibration.rule
-        called = torch.tensor([bool(rule.regions(heat)) for heat in prediction.maps.numpy()])
-        labels = split.labels().bool()
+        return self._decision(self._called(prediction), split)
+
+    def _called(self, prediction: Prediction) -> Tensor:
+        """Return which images are called anomalous, (B,) bool."""
+        rule = fitted(self).rule
+        return torch.tensor([bool(rule.regions(heat)) for heat in prediction.maps.numpy()])
+
+    def _decision(self, called: Tensor, split: Split) -> dict[str, Any]:
+        calibration, labels = fitted(self), split.labels().bool()
         defects = sorted(set(split.defects) - {"good"})
         found = {d: called[torch.tensor([x == d for x in split.defects])] for d in defects}
         rates = decision_rates(called, labels)
@@ -445,20 +556,34 @@ class AnomalyDetector:
         }
 
     def save(self, folder: str | Path) -> None:
-        """Write ``config.toml`` and ``checkpoint.safetensors`` to a folder, each atomically."""
+        """Write ``history.csv``, ``config.toml`` and ``checkpoint.safetensors`` to a folder, each atomically.
+
+        Raises
+        ------
+        BusyError
+            If another process writes there.
+        MlffnError
+            If a file cannot be written.
+        """
         folder = Path(folder)
-        state = {
-            "method": self.method,
-            "step": self.step,
-            "seconds": self.seconds,
-            "config": self.config.to_dict(),
-            "data": self._data,
-            "shape": list(self.shape),
-            "view": self.view.to_dict(),
-            "calibration": self.calibration and dataclasses.asdict(self.calibration),
-        }
-        write_atomic(folder / CONFIG, self.config.to_toml())
-        save_tensors(folder / CHECKPOINT, self._tensors(), state)
+        rows: list[Any] = self.history.to_dict("records")
+        state = CheckpointState(
+            run=self._run_id,
+            method=self.method,
+            step=self.step,
+            seconds=self.seconds,
+            config=self.config.to_dict(),
+            data=self._data,
+            history=history_digest(rows),
+            shape=self.shape,
+            view=self.view.to_dict(),
+            calibration=None if self.calibration is None else dataclasses.asdict(self.calibration),
+        )
+        with own(folder):
+            if rows:
+                write_atomic(folder / HISTORY, history_csv(rows, self._run_id))
+            write_config(folder, self.config, self._run_id)
+            save_tensors(folder / CHECKPOINT, self._tensors(), state)
 
     @classmethod
     def load(cls, folder: str | Path, *, device: str | None = None) -> Self:
@@ -477,9 +602,7 @@ class AnomalyDetector:
             If files are missing, damaged, of another method, do not belong together, or training has not finished.
         """
         folder = Path(folder)
-        if not (folder / CONFIG).is_file():
-            raise CheckpointError(f"{folder} is not a run folder (no {CONFIG}); give one that `mlffn train` wrote")
-        config = Config.load(folder / CONFIG)
+        config, _ = read_config(folder)
         # Pretrained weights are not needed: the checkpoint holds them all.
         plain = config.replace(model={"weights": "none"}, train={"device": device or "auto"})
         detector = AnomalyDetector(plain)
@@ -488,31 +611,63 @@ class AnomalyDetector:
         detector.config = config
         if not detector._take_over(folder):
             raise CheckpointError(f"training in {folder} has not finished; finish it with --resume")
+        fitted(detector).warn()
         return detector
 
-    def _take_over(self, run: Path) -> bool:
-        """Become the finished detector of a run folder; returns False if fitting there has not finished."""
+    def _take_over(self, run: Path, *, resume: bool = False) -> bool:
+        """Become the finished detector of a run folder; returns False if fitting there has not finished.
+
+        Where nothing is to be written, the history of its training may be missing.
+        """
         tensors, state = load_tensors(run / CHECKPOINT)
-        if not self.config.matches(state.get("config") or {}):
+        if read_config(run)[1] != state.run:
+            raise CheckpointError(
+                f"{run / CONFIG} and {CHECKPOINT} beside it are of two runs; restore one or train again"
+            )
+        if not self.config.matches(state.config):
             raise CheckpointError(
                 f"checkpoint {run / CHECKPOINT} is from another configuration; go on with the one in {run / CONFIG},"
                 " restore it, or train into another folder"
             )
-        if not state.get("calibration"):
+        if state.calibration is None or state.shape is None:
             return False
-        if self._data and state.get("data") != self._data:
+        if self._data and state.data != self._data:
             raise CheckpointError(
                 f"the training images or the ignore mask are not those of {run}; train into another folder"
             )
+        rows = read_history(run / HISTORY, state) if resume or (run / HISTORY).exists() else []
         self._restore(tensors, run / CHECKPOINT)
-        self._data = str(state.get("data", ""))
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        self.shape = tuple(state["shape"])
+        self._data, self._run_id, self.shape = state.data, state.run, state.shape
+        self.step, self.seconds = state.step, state.seconds
         self.view = _view(state, run / CHECKPOINT)
-        stored = state["calibration"]
-        self.calibration = Calibration(**{**stored, "scores": tuple(stored.get("scores", ()))})
-        self.history = pd.DataFrame(read_history(run / HISTORY))
+        try:
+            self.calibration = checked(Calibration, state.calibration)
+        except ValueError as error:
+            raise CheckpointError(f"{run / CHECKPOINT} holds an impossible calibration ({error})") from error
+        self.history = pd.DataFrame(rows)
+        self._try(run / CHECKPOINT)
         return True
+
+    def _try(self, path: Path) -> None:
+        """Score one image of noise: what was read from a file shall fail now, or never."""
+        shape = self.tiles.size if self.tiles else self.shape
+        if shape[0] * shape[1] > TRIAL_PIXELS:
+            raise CheckpointError(
+                f"checkpoint {path} scores {shape[0]}x{shape[1]} pixels at a time; fit again in tiles"
+            )
+        noise = torch.randint(0, 256, (1, 3, *shape), generator=torch.Generator().manual_seed(0)).byte()
+        try:
+            with torch.inference_mode():
+                found = self._run(noise, self._score)
+            fits = found.shape == (1, *shape) and bool(torch.isfinite(found).all())
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+            if type(error).__name__ == "OutOfMemoryError":
+                raise
+            raise CheckpointError(
+                f"checkpoint {path} does not fit its configuration ({first_line(error)}); fit again"
+            ) from error
+        if not fits:
+            raise CheckpointError(f"checkpoint {path} gives scores that are not finite or of another size; fit again")
 
     def environment(self) -> dict[str, Any]:
         """Return seed, device, precision of training, threads, versions and commit, to stand beside a result."""
@@ -537,12 +692,14 @@ class AnomalyDetector:
         Returns
         -------
         dict, Prediction or None
-            The content of ``metrics.json``, and the prediction for the test images if there are any.
+            The content of ``metrics.json``, and the prediction for the test images if there are any, unless their maps
+            would take more than a gigabyte.
         """
         parts = self.open(source)
         apart = len(parts.test) and not parts.overlap  # a set is not measured on what it was fitted to
         measured, prediction = self.measure(parts.test) if apart else ({}, None)
         result = {
+            "run": self.run_id,
             **measured,
             "shape": list(parts.shape),
             "method": self.method,
@@ -553,10 +710,11 @@ class AnomalyDetector:
             "seconds": round(self.seconds, 1),
             **self.environment(),
         }
-        if prediction is None:
-            write_measured(Path(run), result)
-        else:
-            write_measured(Path(run), result, prediction.scores, prediction.maps, parts.test)
+        with own(run):
+            if prediction is None:
+                write_measured(Path(run), result)
+            else:
+                write_measured(Path(run), result, prediction.scores, prediction.maps, parts.test)
         return result, prediction
 
     @torch.inference_mode()
@@ -586,12 +744,13 @@ class AnomalyDetector:
             kept.append(seen[::step].clone())
             scores.append(seen.amax())
         found = Prediction(torch.stack(kept), torch.stack(scores))
-        source = "left out" if self.leaves_out else "training"
+        source: Source = "left out" if self.leaves_out else "training"
         self.calibration = Calibration.from_good(found, margin=self._margin, source=source)
 
     def _calibrated(self, maps: Tensor) -> Calibration:
         """Return the scale of score maps (B, H, W) of good training images; ignored pixels do not count."""
-        source, ignored = "left out" if self.leaves_out else "training", self.view.ignored(self.shape)
+        source: Source = "left out" if self.leaves_out else "training"
+        ignored = self.view.ignored(self.shape)
         seen = maps.flatten(1) if ignored is None or self.tiles else maps[:, ~ignored]
         return Calibration.from_good(Prediction(seen, seen.amax(1)), margin=self._margin, source=source)
 
@@ -650,10 +809,10 @@ class AnomalyDetector:
         return open_source(source, self.config.data, skip_bad=skip_bad, **own)
 
 
-def _view(state: dict[str, Any], path: Path) -> View:
-    """Return the view that a checkpoint keeps; one from before there were any has none."""
+def _view(state: CheckpointState, path: Path) -> View:
+    """Return the view that a checkpoint keeps."""
     try:
-        return View.from_dict(state["view"]) if "view" in state else View()
+        return View() if state.view is None else View.from_dict(state.view)
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise CheckpointError(f"checkpoint {path} is damaged ({error}); train again or use a copy") from error
 
@@ -663,6 +822,24 @@ def fitted(detector: AnomalyDetector) -> Calibration:
     if detector.calibration is None:
         raise ValueError("the detector is not fitted: call fit or load first")
     return detector.calibration
+
+
+def read_metrics(folder: str | Path) -> dict[str, Any]:
+    """Return what :meth:`AnomalyDetector.complete_run` wrote to a run folder.
+
+    Raises
+    ------
+    CheckpointError
+        If the file is missing, damaged, changed, or of another run than the configuration beside it.
+    """
+    path = Path(folder) / METRICS
+    try:
+        values = read_sealed(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be trusted ({error}); measure again") from error
+    if values.get("run") != read_config(Path(folder))[1]:
+        raise CheckpointError(f"{path} is of another run than {CONFIG} beside it; measure again")
+    return values
 
 
 def measure(prediction: Prediction, split: Split) -> dict[str, float]:

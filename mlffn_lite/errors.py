@@ -37,6 +37,10 @@ class CheckpointError(MlffnError):
     """A checkpoint that is truncated, foreign, or from another configuration."""
 
 
+class BusyError(MlffnError):
+    """A folder that another process writes to."""
+
+
 class TrainingError(MlffnError):
     """Training that cannot go on, such as a loss that is not finite."""
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import metrics
 from .datasets.folder import Split
-from .storage import METRICS, write_atomic, write_json
+from .storage import METRICS, write_atomic, write_sealed
 
 POINTS = 1000
 """Points of a curve's table, at most about: of more, those that are spread evenly along the curve are kept."""
@@ -93,4 +93,4 @@ def write_measured(
     if scores is not None and maps is not None:
         for name, table in curves(scores, maps, split).items():
             write_atomic(folder / f"curve_{name}.csv", table.to_csv(index=False))
-    write_json(folder / METRICS, result)
+    write_sealed(folder / METRICS, result)

@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm.auto import tqdm
 
+from . import escaped
 from .datasets.folder import but_holds, few, image_tensor, list_images, open_image, seen_tensor
 from .datasets.view import Box, View
 from .decision import Region
 from .detector import PREDICT_BATCH, AnomalyDetector, Calibration, batch_size, fitted
 from .errors import DataError, MlffnError
 from .figures import overlay
+from .ownership import own
 from .storage import write_atomic, write_json
 
 SCORES, REGIONS, COCO = "scores.csv", "regions.csv", "regions.json"
@@ -36,6 +38,7 @@ SCORE_COLUMNS = ("image", "verdict", "score", "threshold", "regions", "picture",
 REGION_COLUMNS = ("image", "region", "x", "y", "width", "height", "area", "peak", "peak_x", "peak_y")
 WRITERS = 2
 """Threads that write pictures, and as many that read images ahead."""
+NOT_FINITE = "its score is not finite; fit again"
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,22 @@ def write_predictions(
                 f"--out {folder} is a folder of images to judge; write elsewhere, or pictures get among them"
             )
     paths = collect_images(images)
-    names = dict(zip(paths, _unique_names(paths), strict=True))
+    with own(folder):
+        table = _write_all(detector, paths, folder, outputs, resume, coco, progress)
+    scale.warn()
+    return table
+
+
+def _write_all(
+    detector: AnomalyDetector,
+    paths: Sequence[Path],
+    folder: Path,
+    outputs: Outputs,
+    resume: bool,
+    coco: bool,
+    progress: bool,
+) -> pd.DataFrame:
+    scale, names = fitted(detector), dict(zip(paths, _unique_names(paths), strict=True))
     rows, regions = _kept(folder, {str(p) for p in paths}) if resume else ([], [])
     done = {row["image"] for row in rows}
     left = [p for p in paths if str(p) not in done]
@@ -196,7 +214,7 @@ def _judge(
     """Return an image's line of ``scores.csv`` and those of its regions."""
     row: dict[str, Any] = dict.fromkeys(SCORE_COLUMNS, "") | {"image": str(path), "threshold": scale.threshold}
     if heat is None or not np.isfinite(heat).all() or not math.isfinite(scale.threshold):
-        return {**row, "verdict": ERROR, "error": loaded.fault or "its score is not finite; fit again"}, []
+        return {**row, "verdict": ERROR, "error": loaded.fault or NOT_FINITE}, []
     found = scale.rule.regions(heat)
     row |= {"verdict": NOK if found else OK, "score": float(heat.max()), "regions": len(found)}
     box = view.box or (0, 0, *loaded.size)
@@ -281,7 +299,9 @@ class _Tables:
 
     def __enter__(self) -> _Tables:
         for name, columns, lines in ((SCORES, SCORE_COLUMNS, self.rows), (REGIONS, REGION_COLUMNS, self.regions)):
-            write_atomic(self.folder / name, pd.DataFrame(lines, columns=list(columns)).to_csv(index=False))
+            write_atomic(
+                self.folder / name, escaped.cells(pd.DataFrame(lines, columns=list(columns))).to_csv(index=False)
+            )
         self._open = [(self.folder / name).open("a", newline="", encoding="utf-8") for name in (SCORES, REGIONS)]
         return self
 
@@ -295,7 +315,9 @@ class _Tables:
         self.regions += regions
         try:
             for stream, lines in zip(self._open[::-1], (regions, [row]), strict=True):
-                csv.writer(stream, lineterminator="\n").writerows([list(line.values()) for line in lines])
+                csv.writer(stream, lineterminator="\n").writerows(
+                    [[*map(escaped.cell, line.values())] for line in lines]
+                )
                 stream.flush()
         except OSError as error:
             raise MlffnError(
@@ -312,7 +334,7 @@ def _kept(folder: Path, wanted: set[str]) -> tuple[list[dict[str, Any]], list[di
             return [], []
         try:
             with path.open(newline="", encoding="utf-8") as stream:
-                lines = list(csv.DictReader(stream))
+                lines = [{k: escaped.uncell(v) if v else v for k, v in x.items()} for x in csv.DictReader(stream)]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path} cannot be read ({error}); remove it to begin anew") from error
         if lines and set(lines[0]) - {None} != set(columns):

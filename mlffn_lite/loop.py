@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -25,10 +26,32 @@ from tqdm.auto import tqdm
 from .config import Config, TrainConfig
 from .devices import autocast_dtype, generator_for, resolve_device
 from .errors import CheckpointError, TrainingError
-from .storage import CHECKPOINT, CONFIG, HISTORY, load_module, load_tensors, read_history, save_tensors, write_atomic
+from .ownership import own
+from .state import CheckpointState, Scaler
+from .storage import (
+    CHECKPOINT,
+    CONFIG,
+    HISTORY,
+    history_csv,
+    history_digest,
+    load_module,
+    load_tensors,
+    new_run,
+    read_config,
+    read_history,
+    save_tensors,
+    write_atomic,
+    write_config,
+)
 
 LOG_EVERY = 10
 """Steps between rows of the history; losses are read back from the device only then."""
+_SLOTS: dict[type, set[str]] = {
+    torch.optim.SGD: {"momentum_buffer"},
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+}
+"""What optimisers keep of a parameter."""
 SLOWER = 4
 """Times that steps may take as long as they did before a hint says so."""
 
@@ -70,6 +93,8 @@ class Loop(ABC):
         Images per step, over all devices; by default ``train.batch``.
     fabric : lightning.fabric.Fabric, optional
         A launched Fabric, to train the same loop on several devices; each takes its share of every batch.
+    run : str, optional
+        Id of the run, 32 hexadecimal digits; by default a new one. A resumed run keeps its own.
 
     Attributes
     ----------
@@ -95,8 +120,10 @@ class Loop(ABC):
         data: str = "",
         batch: int = 0,
         fabric: Any = None,
+        run: str = "",
     ) -> None:
         self.config, self.folder, self.data, self.fabric = config, folder, data, fabric
+        self.run = run or new_run()
         self.batch = batch or config.train.batch
         self.rank: int = fabric.global_rank if fabric else 0
         self.world: int = fabric.world_size if fabric else 1
@@ -110,6 +137,8 @@ class Loop(ABC):
         self.step = 0
         self.seconds = 0.0
         self.rows: list[dict[str, float]] = []
+        self._reader: ThreadPoolExecutor | None = None
+        self._next: tuple[list[int], Future[tuple[Tensor, Tensor]]] | None = None
         self.hinted = False
 
     @abstractmethod
@@ -144,10 +173,19 @@ class Loop(ABC):
         CheckpointError
             If ``resume`` finds a checkpoint that is damaged or from another configuration.
         Interrupted
-            On Ctrl-C or SIGTERM, once the step under way is done and its checkpoint written.
+            On Ctrl-C, SIGTERM or SIGHUP, once the step under way is done and its checkpoint written.
         """
+        try:
+            with contextlib.nullcontext() if self.folder is None else own(self.folder):
+                return self._fit(images, resume, progress)
+        finally:
+            if self._reader is not None:
+                self._reader.shutdown(cancel_futures=True)
+            self._reader = self._next = None
+
+    def _fit(self, images: Images, resume: bool, progress: bool) -> pd.DataFrame:
         steps = self.total_steps(len(images))
-        self._prepare_folder(resume)
+        self._prepare_folder(resume, steps)
         self.network.train()
         pending: list[tuple[int, Tensor]] = []
         lap = time.perf_counter()
@@ -196,8 +234,19 @@ class Loop(ABC):
 
     def draw(self, images: Images) -> Tensor:
         """Return this device's share of the step's images, uint8, on the device."""
-        indices = batch_indices(len(images), self.batch, self.step, self.config.train.seed)[self.rank :: self.world]
-        return images.batch(indices)[0].to(self.device, non_blocking=True)
+        indices = self._share(images, self.step)
+        if not getattr(images, "in_background", False):
+            return images.batch(indices)[0].to(self.device, non_blocking=True)
+        known, ready = self._next or (None, None)
+        self._reader = self._reader or ThreadPoolExecutor(1, "prefetch")
+        found = ready.result() if ready is not None and known == indices else images.batch(indices)
+        following = self._share(images, self.step + 1)
+        self._next = following, self._reader.submit(images.batch, following)
+        return found[0].to(self.device, non_blocking=True)
+
+    def _share(self, images: Images, step: int) -> list[int]:
+        """Return which images of a step are this device's."""
+        return batch_indices(len(images), self.batch, step, self.config.train.seed)[self.rank :: self.world]
 
     def _parameters(self) -> list[Tensor]:
         """Return what the optimiser changes, in the order in which it numbers its state."""
@@ -213,17 +262,19 @@ class Loop(ABC):
         """Write history and checkpoint to the run folder (on the first device only)."""
         if self.folder is None or self.rank > 0:
             return
-        write_atomic(self.folder / HISTORY, self.history.to_csv(index=False, na_rep="nan"))
+        write_atomic(self.folder / HISTORY, history_csv(self.rows, self.run))
         tensors = {f"model.{k}": v for k, v in self.module.state_dict().items()}
         for index, slots in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{k}": torch.as_tensor(v) for k, v in slots.items() if v is not None}
-        state = {
-            "step": self.step,
-            "seconds": self.seconds,
-            "config": self.config.to_dict(),
-            "data": self.data,
-            "scaler": self.scaler.state_dict(),
-        }
+        state = CheckpointState(
+            run=self.run,
+            step=self.step,
+            seconds=self.seconds,
+            config=self.config.to_dict(),
+            data=self.data,
+            history=history_digest(self.rows),
+            scaler=Scaler(**self.scaler.state_dict()),
+        )
         save_tensors(self.folder / CHECKPOINT, tensors, state)
 
     def load_checkpoint(self) -> None:
@@ -237,29 +288,46 @@ class Loop(ABC):
         assert self.folder is not None
         path = self.folder / CHECKPOINT
         tensors, state = load_tensors(path)
-        if not self.config.matches(state.get("config") or {}):
+        if read_config(self.folder)[1] != state.run:
+            raise CheckpointError(f"{self.folder / CONFIG} and {CHECKPOINT} beside it are of two runs; restore one")
+        if not self.config.matches(state.config):
             raise CheckpointError(
                 f"checkpoint {path} is from another configuration; go on with the one in {self.folder / CONFIG},"
                 " or train into another folder"
             )
-        if state.get("data") != self.data:
+        if state.data != self.data:
             raise CheckpointError(f"the training images are not those of {self.folder}; train into another folder")
+        rows = read_history(self.folder / HISTORY, state)
+        slots = self._slots(tensors, path)
         load_module(self.module, tensors, "model.", path)
-        slots: dict[int, dict[str, Tensor]] = {}
-        parameters = self._parameters()
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, index, name = key.split(".", 2)
-                slots.setdefault(int(index), {})[name] = _like(value, parameters[int(index)])
         if slots:  # absent once training is done: a detector's checkpoint holds the network alone
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": slots, "param_groups": groups})
-        if state.get("scaler"):
-            self.scaler.load_state_dict(state["scaler"])
-        self.step, self.seconds = int(state["step"]), float(state["seconds"])
-        self.rows = [row for row in read_history(self.folder / HISTORY) if row["step"] <= self.step]
+        if scaler := state.scaler.model_dump(by_alias=True, exclude_none=True):
+            self.scaler.load_state_dict(scaler)
+        self.run, self.step, self.seconds, self.rows = state.run, state.step, state.seconds, rows
 
-    def _prepare_folder(self, resume: bool) -> None:
+    def _slots(self, tensors: Mapping[str, Tensor], path: Path) -> dict[int, dict[str, Tensor]]:
+        """Return the optimiser's tensors in a checkpoint, by parameter; CheckpointError if one fits nothing."""
+        parameters = self._parameters()
+        known = _SLOTS.get(type(self.optimizer))
+        slots: dict[int, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            if not key.startswith("optimizer."):
+                continue
+            number, _, name = key.removeprefix("optimizer.").partition(".")
+            index = int(number) if number.isascii() and number.isdecimal() and len(number) < 9 else len(parameters)
+            if (
+                index >= len(parameters)
+                or (known is not None and name not in known)
+                or value.shape not in (parameters[index].shape, ())
+                or not value.is_floating_point()
+            ):
+                raise CheckpointError(f"checkpoint {path} holds {key}, which fits no parameter; train again")
+            slots.setdefault(index, {})[name] = _like(value, parameters[index])
+        return slots
+
+    def _prepare_folder(self, resume: bool, steps: int) -> None:
         """Resume, or refuse to overwrite another run; fails now and not at the first checkpoint if it cannot write."""
         if self.folder is None:
             return
@@ -267,8 +335,10 @@ class Loop(ABC):
             if not resume:
                 raise CheckpointError(f"{self.folder} holds a run already; resume it or train into another folder")
             self.load_checkpoint()
+            if self.step > steps:
+                raise CheckpointError(f"checkpoint {self.folder / CHECKPOINT} is at step {self.step} of {steps}")
         elif self.rank == 0:
-            write_atomic(self.folder / CONFIG, self.config.to_toml())
+            write_config(self.folder, self.config, self.run)
 
     def _log(self, pending: list[tuple[int, Tensor]], lr: float, rate: float, bar: tqdm) -> None:
         """Read the pending losses back, stop if one is not finite, and keep the last as a row of the history."""
@@ -333,18 +403,23 @@ def _like(value: Tensor, parameter: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into an event, so that no step is cut in two; a second one acts at once."""
+    """Turn Ctrl-C, SIGTERM or a closed terminal into an event, so that no step is cut in two; a third acts at once."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    signals = (signal.SIGINT, signal.SIGTERM)
+    signals = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
     previous = {s: signal.getsignal(s) for s in signals}
 
+    asked = 0
+
     def request(*_: object) -> None:
+        nonlocal asked
+        asked += 1
         stop.set()
-        for s in signals:
-            signal.signal(s, previous[s])
+        if asked == 2:
+            for s in signals:
+                signal.signal(s, previous[s])
 
     for s in signals:
         signal.signal(s, request)

@@ -108,7 +108,7 @@ def pro(maps: Tensor, masks: Tensor, *, limit: float = 0.3, ignored: Tensor | No
         return math.nan
     count = len(normal)
     normal = _sorted(_largest(normal, limit))
-    weights = _region_weights(_without(masks, ignored)).to(normal.device)
+    weights = region_weights(_without(masks, ignored)).to(normal.device)
     area = total = 0.0
     for scores, weight in zip(defect.split(_CHUNK), weights.split(_CHUNK), strict=True):
         start, end = (hits.double() / count for hits in _false_positives(scores, normal))
@@ -128,7 +128,7 @@ def region_curve(
     The area divided by ``limit`` is PRO. One NaN each where :func:`pro` is NaN.
     """
     defect, normal = _prepare(maps, masks, "the PRO curve", pixels=True, limit=limit, ignored=ignored)
-    return _curve(defect, _region_weights(_without(masks, ignored)).to(normal.device), normal, limit)
+    return _curve(defect, region_weights(_without(masks, ignored)).to(normal.device), normal, limit)
 
 
 def roc_curve(scores: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -267,7 +267,7 @@ def _select(values: Tensor, mask: Tensor) -> Tensor:
     return torch.from_numpy(values.numpy()[mask.numpy()]) if values.device.type == "cpu" else values[mask]
 
 
-def _region_weights(masks: Tensor) -> Tensor:
+def region_weights(masks: Tensor) -> Tensor:
     """One over the size of its region for every defective pixel, in order; float64 on the CPU."""
     weights = []
     for chunk in _chunks(masks):

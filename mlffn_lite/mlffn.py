@@ -64,10 +64,10 @@ class MLFFNDetector(BackboneDetector):
         with torch.no_grad():
             self._prepare(train)
         options = {"generator": self.generator, "fabric": self.fabric}
-        trainer = Trainer(self.network, self.config, folder=run, data=self._data, **options)
+        trainer = Trainer(self.network, self.config, folder=run, data=self._data, run=self._run_id, **options)
         self.device, self.rank = trainer.device, trainer.rank
         self.history = trainer.fit(train, resume=resume, progress=progress)
-        self.step = trainer.step
+        self.step, self._run_id = trainer.step, trainer.run
         return trainer.seconds
 
     def _prepare(self, train: Split) -> None:

@@ -22,6 +22,7 @@ from .decision import Share
 from .detector import AnomalyDetector, Prediction, fitted
 from .evaluation import write_measured
 from .figures import curve_figure, heatmap_panel, overlay, save_figure, training_curves
+from .ownership import own
 from .page import Gallery, ReportFigure, Tile, write_report
 
 REPORT = "report.html"
@@ -86,9 +87,14 @@ def measure_and_report(
 ) -> tuple[dict[str, Any], Path]:
     """Measure a finished run on any test images and write metrics, curves and the page; returns metrics and page."""
     measured, prediction = detector.measure(parts.test)
-    about = {"method": detector.method, "data": parts.root.resolve().name, **measured, **detector.environment()}
-    write_measured(folder, about, prediction.scores, prediction.maps, parts.test)
-    return about, write_run_report(folder, detector, parts, about, prediction, command=command)
+    about = {"run": detector.run_id, "method": detector.method, "data": parts.root.resolve().name, **measured}
+    about |= detector.environment()
+    with own(folder):
+        if prediction is None:
+            write_measured(folder, about)
+        else:
+            write_measured(folder, about, prediction.scores, prediction.maps, parts.test)
+        return about, write_run_report(folder, detector, parts, about, prediction, command=command)
 
 
 def _rates(decision: dict[str, Any]) -> pd.DataFrame:

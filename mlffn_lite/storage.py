@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
 import json
 import math
 import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Mapping
+import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from . import __version__
+from .config import Config
 from .errors import CheckpointError, MlffnError
+from .sealed import BLANK, MARK, read_regular, seal, sealed
+from .state import CheckpointState, faults
 
 CHECKPOINT = "checkpoint.safetensors"
 CONFIG = "config.toml"
@@ -57,7 +64,11 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write JSON atomically, keys in the given order, readable by people; NaN, which JSON lacks, becomes null."""
-    write_atomic(path, json.dumps(_without_nan(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_atomic(path, _json(values))
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(_without_nan(values), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _without_nan(value: Any) -> Any:
@@ -66,57 +77,154 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-    """Write tensors and JSON-able ``state`` as one safetensors file; being one file, both always belong together."""
+def new_run() -> str:
+    """Return an id that no other run has."""
+    return uuid.uuid4().hex
+
+
+def write_config(folder: Path, config: Config, run: str) -> None:
+    """Write the configuration of a run, with its id and a digest in the first line."""
+    write_atomic(folder / CONFIG, seal(f"# run {run}, {BLANK} of this file\n{config.to_toml()}".encode()))
+
+
+def read_config(folder: Path) -> tuple[Config, str]:
+    """Read the configuration of a run and its id; CheckpointError if it is missing, damaged or changed."""
+    path = folder / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{folder} is not a run folder (no {CONFIG}); give one that `mlffn train` wrote")
+    try:
+        content = path.read_bytes()
+        text = content.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); restore it or train again") from error
+    head = text.partition("\n")[0].split(",")[0]
+    if not sealed(content) or not head.startswith("# run "):
+        raise CheckpointError(
+            f"{path} is damaged, was changed by hand, or is of an earlier version; restore it or train again"
+        )
+    return Config.from_toml(text, source=str(path)), head.removeprefix("# run ")
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """As :func:`write_json`, with a digest first, which :func:`read_sealed` checks."""
+    write_atomic(path, sealed_json(values))
+
+
+def sealed_json(values: Mapping[str, Any]) -> bytes:
+    """Return what :func:`write_sealed` writes."""
+    return seal(_json({"seal": BLANK, **values}).encode(errors="surrogateescape"))
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what :func:`write_sealed` wrote, without the digest; ValueError or OSError if it is not as written."""
+    content = read_regular(path)
+    if not sealed(content):
+        lost = "it is damaged or was changed" if MARK in content else "it carries no digest"
+        raise ValueError(lost)
+    try:
+        values = json.loads(content)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(values, dict) or next(iter(values), "") != "seal":
+        raise ValueError("its digest does not come first")
+    del values["seal"]
+    return values
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], state: CheckpointState) -> None:
+    """Write tensors and ``state`` as one safetensors file with a digest; being one file, all belong together."""
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
-    write_atomic(path, safetensors.torch.save(plain, metadata={"state": json.dumps(state)}))
+    about = {"state": state.model_dump_json(by_alias=True), "seal": BLANK}
+    write_atomic(path, seal(safetensors.torch.save(plain, metadata=about)))
 
 
-def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], CheckpointState]:
     """Read what :func:`save_tensors` wrote.
 
     Raises
     ------
     CheckpointError
-        If the file is missing, truncated, or not one of ours.
+        If the file is missing, truncated, changed by a single bit, or not one of ours; or a value is impossible.
     """
     if not path.is_file():
         raise CheckpointError(f"no checkpoint {path}; give the folder of a run that `mlffn train` wrote")
+    advice = "train again or use a copy"
     try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            state = json.loads((file.metadata() or {})["state"])
-            # Copies are aligned in memory, as what was saved had been: a product of matrices has the same last bits.
-            return {key: file.get_tensor(key).clone() for key in file.keys()}, state  # noqa: SIM118 - not a mapping
-    except (safetensors.SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CheckpointError(
-            f"checkpoint {path} is truncated or not ours ({error}); train again or use a copy"
-        ) from error
+        content = path.read_bytes()
+        if not sealed(content):
+            raise ValueError("its SHA-256 is not the one it carries")
+        head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        state = CheckpointState.model_validate_json(head["__metadata__"]["state"])
+        # Copies are aligned in memory, as what was saved had been: a product of matrices has the same last bits.
+        tensors = {key: tensor.clone() for key, tensor in safetensors.torch.load(content).items()}
+    except ValidationError as error:
+        raise CheckpointError(f"checkpoint {path} holds impossible values ({faults(error)}); {advice}") from error
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, RecursionError, OSError) as error:
+        raise CheckpointError(f"checkpoint {path} is truncated, damaged or not ours ({error}); {advice}") from error
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(f"checkpoint {path} holds values that are not finite, in {name}; {advice}")
+    return tensors, state
 
 
 def load_module(module: nn.Module, tensors: Mapping[str, Tensor], prefix: str, path: Path) -> None:
     """Load the tensors of the checkpoint ``path`` whose names begin with ``prefix``; CheckpointError if they misfit."""
+    own = module.state_dict()
+    found = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     try:
-        module.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
+        if missing := own.keys() - found.keys():  # torch itself forgives some
+            raise RuntimeError(f"{min(missing)} is missing")
+        for name, tensor in found.items():
+            if name in own and own[name].is_floating_point() != tensor.is_floating_point():
+                raise RuntimeError(f"{name} is {tensor.dtype}")
+        module.load_state_dict(found)
     except RuntimeError as error:
         raise CheckpointError(f"checkpoint {path} does not fit its configuration; restore its config.toml") from error
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
-    """Read a training's logged steps; none where there is no such file.
+def history_csv(rows: Sequence[Mapping[str, Any]], run: str) -> str:
+    """Return a training's logged steps as a table, the id of the run in its last column."""
+    stream = io.StringIO()
+    if rows:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([*rows[0], "run"])
+        writer.writerows([*map(_plain, row.values()), run] for row in rows)
+    return stream.getvalue()
+
+
+def history_digest(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the SHA-256 of logged steps, for the checkpoint that they lead to; empty without any."""
+    return hashlib.sha256(history_csv(rows, "").encode()).hexdigest() if rows else ""
+
+
+def _plain(value: float) -> str:
+    return repr(int(value) if isinstance(value, int) else float(value))
+
+
+def read_history(path: Path, state: CheckpointState | None = None) -> list[dict[str, float]]:
+    """Read a training's logged steps; with the ``state`` of a checkpoint, those that led to it.
 
     Raises
     ------
     CheckpointError
-        If the file is no such table.
+        If the file is no such table, or not that of the checkpoint; where there is none, unless there shall be some.
     """
     try:
-        with path.open(newline="") as file:
-            rows = [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
-        return [{**row, "step": int(row["step"])} for row in rows]
+        with io.StringIO(read_regular(path).decode(), newline="") as file:
+            lines = list(csv.DictReader(file))
+        runs = {line.pop("run") for line in lines}
+        rows: list[dict[str, float]] = [{k: float(v) for k, v in line.items()} for line in lines]
+        rows = [{**row, "step": int(row["step"])} for row in rows]
     except FileNotFoundError:
-        return []
-    except (OSError, ValueError, TypeError, KeyError, csv.Error) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); remove it to go on") from error
+        rows, runs = [], set()
+    except (OSError, ValueError, TypeError, KeyError, OverflowError, csv.Error) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); restore it or train again") from error
+    if state is None:
+        return rows
+    rows = [row for row in rows if row["step"] <= state.step]
+    if runs - {state.run} or history_digest(rows) != state.history:
+        raise CheckpointError(f"{path} is not what led to the checkpoint beside it; restore it or train again")
+    return rows
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -75,6 +75,8 @@ class Tiles:
 class TiledSplit(Split):
     """The tiles of a split's images, image after image, as samples of their own."""
 
+    in_background = False  # it remembers the last image, for one thread
+
     def __init__(self, split: Split, tiles: Tiles, numbers: Tensor | None = None) -> None:
         numbers = torch.arange(len(split) * len(tiles.places)) if numbers is None else numbers
         entries = split.entries

@@ -36,7 +36,7 @@ class Trainer(Loop):
         Trained in place.
     config : Config
         Everything else.
-    folder, data, fabric
+    folder, data, fabric, run
         See :class:`~mlffn_lite.loop.Loop`.
     generator : callable, optional
         What makes images anomalous; by default the pseudo-anomalies that ``config`` names.
@@ -54,10 +54,11 @@ class Trainer(Loop):
         data: str = "",
         generator: Generator | None = None,
         fabric: Any = None,
+        run: str = "",
     ) -> None:
         network.backbone.set_mode(config.train.backbone)
         optimizer = build_optimizer(network, config.train)
-        super().__init__(network, optimizer, config, folder=folder, data=data, fabric=fabric)
+        super().__init__(network, optimizer, config, folder=folder, data=data, fabric=fabric, run=run)
         own = config.pseudo
         self.pseudo = generator or PseudoAnomalies(own.ratio, own.kinds, own.options)
 

@@ -18,6 +18,7 @@ from mlffn_lite.detector import AnomalyDetector, Calibration, Prediction
 from mlffn_lite.errors import CheckpointError, ConfigError, DataError
 from mlffn_lite.mlffn import MLFFNDetector
 from mlffn_lite.network import MLFFN, MLFFNOutput
+from mlffn_lite.storage import read_config, write_config
 
 CONFIG = Config.preset(
     "tiny",
@@ -235,7 +236,7 @@ def test_damaged_or_foreign_run_folders_are_refused(fitted: Any, tmp_path: Path)
     with pytest.raises(CheckpointError, match="truncated"):
         AnomalyDetector.load(copy)
     (copy / "checkpoint.safetensors").write_bytes(whole)
-    (copy / "config.toml").write_text(CONFIG.replace(model={"width": 24}).to_toml())
+    write_config(copy, CONFIG.replace(model={"width": 24}), read_config(copy)[1])
     with pytest.raises(CheckpointError, match="another configuration"):
         AnomalyDetector.load(copy)
 

@@ -81,7 +81,7 @@ def test_verdict_and_regions_are_those_of_the_maps(
     table = write_predictions(fitted, paths, tmp_path / "out", outputs=outputs, coco=True, progress=False)
     regions = pd.read_csv(tmp_path / "out/regions.csv")
     assert list(regions.columns) == list(REGION_COLUMNS)
-    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".npy", ".png", ".csv", ".json"}
+    assert {p.suffix for p in (tmp_path / "out").glob("[!.]*")} == {".npy", ".png", ".csv", ".json"}
     maps, scores = fitted.predict(paths)
     threshold = fitted.calibration.threshold  # type: ignore[union-attr]
     np.testing.assert_array_equal(table["score"].astype(np.float32), scores.numpy())

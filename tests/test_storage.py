@@ -8,16 +8,20 @@ import pytest
 import torch
 
 from mlffn_lite.errors import CheckpointError, MlffnError
-from mlffn_lite.storage import environment, load_tensors, save_tensors, write_atomic, write_json
+from mlffn_lite.state import CheckpointState
+from mlffn_lite.storage import environment, load_tensors, new_run, save_tensors, write_atomic, write_json
+
+STATE = CheckpointState(run=new_run(), step=1, seconds=0.5, config={})
 
 
 def test_tensors_and_state_come_back_exactly(tmp_path: Path) -> None:
     path = tmp_path / "a" / "x.safetensors"
     tensors = {"w": torch.randn(3, 4, 2, 2).to(memory_format=torch.channels_last), "n": torch.tensor(7)}
     tensors["view"] = tensors["w"][0]  # shares memory: safetensors would refuse it as it is
-    save_tensors(path, tensors, {"step": 3, "nested": {"a": [1, None]}})
+    written = STATE.model_copy(update={"step": 3, "config": {"a": [1, None]}})
+    save_tensors(path, tensors, written)
     loaded, state = load_tensors(path)
-    assert state == {"step": 3, "nested": {"a": [1, None]}}
+    assert state == written
     assert loaded.keys() == tensors.keys()
     assert all(torch.equal(loaded[k], tensors[k]) for k in tensors)
 
@@ -25,9 +29,9 @@ def test_tensors_and_state_come_back_exactly(tmp_path: Path) -> None:
 @pytest.mark.parametrize("keep", [0, 10, 200, -1])
 def test_truncated_checkpoint_is_refused(tmp_path: Path, keep: int) -> None:
     path = tmp_path / "x.safetensors"
-    save_tensors(path, {"w": torch.randn(100)}, {"step": 1})
+    save_tensors(path, {"w": torch.randn(100)}, STATE)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(CheckpointError, match="truncated or not ours"):
+    with pytest.raises(CheckpointError, match="truncated, damaged or not ours"):
         load_tensors(path)
 
 

@@ -23,7 +23,7 @@ from mlffn_lite.loop import Interrupted, batch_indices, set_rate
 from mlffn_lite.network import MLFFN
 from mlffn_lite.training import Trainer, build_optimizer, total_steps
 
-TIMING = ["images_per_s"]
+TIMING = ["images_per_s", "run"]
 
 
 def tiny(**train: Any) -> Config:

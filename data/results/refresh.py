@@ -1,6 +1,7 @@
 """Make every table and figure of the committed results anew, without training: ``python data/results/refresh.py``.
 
-Tables go beside their cells and into the README, between its markers; figures go to ``figures``.
+Cells that an earlier version measured are given their digest, once; one whose digest is wrong stops everything. Tables
+go beside their cells and into the README, between its markers; figures go to ``figures``.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from mlffn_lite.storage import write_atomic
 from mlffn_lite.studies.report import write_reports
+from mlffn_lite.studies.store import Store
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -22,6 +24,7 @@ def main() -> None:
     """Refresh all that is there."""
     for name in STUDIES:
         if (HERE / name / "cells").is_dir():
+            Store(HERE / name).seal()
             (report,) = write_reports(HERE / name)
             panels = sorted(report.glob("maps_*.png"))[1:]  # one set's heatmaps are enough to commit
             for figure in {*report.glob("*.png")} - {*panels}:

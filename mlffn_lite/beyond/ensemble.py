@@ -16,7 +16,7 @@ from ..datasets.sources import iterate_batches
 from ..detector import PREDICT_BATCH, AnomalyDetector, calibration_sample
 from ..errors import CheckpointError
 from ..features import BackboneDetector, FrozenDetector
-from ..storage import CHECKPOINT, CONFIG, HISTORY, write_atomic
+from ..storage import CHECKPOINT, write_config
 from .borders import Scale, fields, fit_scale
 
 MEMBERS = "members"
@@ -91,22 +91,22 @@ class EnsembleDetector(AnomalyDetector):
         """Fit every member and standardise; see :meth:`AnomalyDetector.fit`."""
         super().fit(source, out=out, progress=progress, resume=resume)
         if out is not None and self.rank == 0:
-            if len(self.history):
-                write_atomic(Path(out) / HISTORY, self.history.to_csv(index=False, na_rep="nan"))
             shutil.rmtree(Path(out) / MEMBERS, ignore_errors=True)
         return self
 
     def _fit(self, train: Split, *, run: Path | None, progress: bool, resume: bool) -> float:
         if run is not None:
-            write_atomic(run / CONFIG, self.config.to_toml())
+            write_config(run, self.config, self._run_id)
         seconds = 0.0
         for name, member in self.members.items():
             folder = run / MEMBERS / re.sub(r"\W", "_", name) if run is not None and member.trains else None
-            member.shape, member.view, member._data = self.shape, self.view, self._data
+            member.shape, member.view = self.shape, self.view
+            member._data, member._run_id = self._data, self._run_id
             seconds += member._fit(train, run=folder, progress=progress, resume=resume)
             self.rank = max(self.rank, member.rank)
             if member.trains:
                 self.device, self.history, self.step = member.device, member.history, member.step
+                self._run_id = member._run_id  # that of the run which is resumed
         return seconds
 
     def held_out(self, images: int) -> Tensor | None:
@@ -189,8 +189,8 @@ class EnsembleDetector(AnomalyDetector):
             raise CheckpointError(f"checkpoint {path} does not fit its configuration; restore its config.toml")
         self.scales, self._fields = scales, None
 
-    def _take_over(self, run: Path) -> bool:
-        return (run / CHECKPOINT).exists() and super()._take_over(run)
+    def _take_over(self, run: Path, *, resume: bool = False) -> bool:
+        return (run / CHECKPOINT).exists() and super()._take_over(run, resume=resume)
 
 
 class TrainedEnsemble(EnsembleDetector):

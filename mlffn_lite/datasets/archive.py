@@ -11,8 +11,9 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pooch
 import requests
@@ -20,7 +21,17 @@ from tqdm.auto import tqdm
 
 from ..errors import DownloadError
 
-_DAMAGED = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError, RuntimeError)
+_DAMAGED = (
+    *(zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, EOFError),
+    *(RuntimeError, NotImplementedError, ValueError, OverflowError),
+)
+MAX_MEMBERS = 100_000
+"""Files and folders in an archive; the largest set of the catalogue has a fifth of it."""
+MAX_RATIO = 100
+"""Times its own size that an archive may grow, beyond :data:`FREE_BYTES`; archives of photographs hardly grow."""
+FREE_BYTES = 256 * 1024**2
+MAX_NAME = 255
+"""Bytes of a member's name between two slashes, as most file systems have it."""
 
 
 class _Resuming:
@@ -89,7 +100,8 @@ def extract(archive: Path, folder: Path) -> None:
     """Unpack a zip or tar file (plain, gz, bz2, xz) into a new folder.
 
     All names are checked before anything is written: an archive with an absolute path, a path through ``..``, a link
-    of any kind or a device is refused as a whole, and so is one that needs more space than there is.
+    of any kind or a device is refused as a whole, and so is one of too many members, one that grows a hundredfold, and
+    one that needs more space than there is.
 
     Raises
     ------
@@ -103,9 +115,11 @@ def extract(archive: Path, folder: Path) -> None:
                 file.extractall(folder)
         elif tarfile.is_tarfile(archive):
             with tarfile.open(archive) as file:
-                members = file.getmembers()
+                members = list(_within(archive, file))
+                most = _limit(archive)
                 while file.fileobj and file.fileobj.read(1 << 20):  # on to the end, where gz and xz have their checks
-                    pass
+                    if file.fileobj.tell() > most + (MAX_MEMBERS << 10):
+                        raise DownloadError(f"{archive} is refused: it grows beyond {most / 1e9:.1f} GB")
                 _check(archive, folder, ((m.name, m.isfile() or m.isdir(), m.size) for m in members))
                 file.extraction_filter = getattr(tarfile, "data_filter", None)  # from Python 3.11.4 on
                 file.extractall(folder, members)
@@ -113,6 +127,10 @@ def extract(archive: Path, folder: Path) -> None:
             raise DownloadError(f"{archive} is neither a zip nor a tar file, or is damaged; delete it and try again")
     except _DAMAGED as error:
         raise DownloadError(f"{archive} is damaged ({error}); delete it and try again") from error
+    except OSError as error:
+        if error.errno is not None:  # of the disk
+            raise
+        raise DownloadError(f"{archive} is damaged ({error}); delete it and try again") from error  # bz2's word
 
 
 def _zip_kind(info: zipfile.ZipInfo) -> bool:
@@ -121,15 +139,42 @@ def _zip_kind(info: zipfile.ZipInfo) -> bool:
     return kind in (0, stat.S_IFREG, stat.S_IFDIR)
 
 
+def _limit(archive: Path) -> int:
+    """Return how many bytes an archive may hold."""
+    return FREE_BYTES + MAX_RATIO * archive.stat().st_size
+
+
+def _within(archive: Path, file: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Yield the members of a tar file, and stop where they become too many or too large: each costs time to reach."""
+    need, most = 0, _limit(archive)
+    for count, member in enumerate(file, 1):
+        need += member.size
+        if count > MAX_MEMBERS or need > most:
+            _refuse_size(archive, count, need)
+        yield member
+
+
+def _refuse_size(archive: Path, count: int, need: int) -> NoReturn:
+    raise DownloadError(
+        f"{archive} is refused: {count} members with {need / 1e9:.1f} GB are more than its size explains; it is no"
+        " archive of images"
+    )
+
+
 def _check(archive: Path, folder: Path, members: Iterable[tuple[str, bool, int]]) -> None:
-    need = 0
+    need = count = 0
     for name, plain, size in members:
+        count += 1
         parts = name.replace("\\", "/").split("/")
         if parts[0] == "" or ":" in parts[0] or ".." in parts:
             raise DownloadError(f"{archive} is refused: its member {name!r} would be written outside the folder")
+        if any(len(part.encode(errors="surrogatepass")) > MAX_NAME for part in parts):
+            raise DownloadError(f"{archive} is refused: its member {name[:40]!r}... has a name that is too long")
         if not plain:
             raise DownloadError(f"{archive} is refused: its member {name!r} is a link or a device, not a file")
         need += size
+    if count > MAX_MEMBERS or need > _limit(archive):
+        _refuse_size(archive, count, need)
     free = shutil.disk_usage(folder.parent).free
     if need > free:
         raise DownloadError(f"{archive} needs {need / 1e9:.1f} GB unpacked, but {folder} has {free / 1e9:.1f} GB left")

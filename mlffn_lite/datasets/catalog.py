@@ -116,7 +116,7 @@ def _install(entry: PublicSet, archive: Path, target: Path) -> None:
         extract(archive, raw)
         try:
             _CONVERTERS[entry.layout](raw, out)
-        except (FileNotFoundError, StopIteration, LookupError, TypeError, ValueError, DataError) as error:
+        except _MISFIT as error:
             raise DownloadError(f"{archive} does not have the layout of {entry.title}: {error}") from error
         lacking = [c for c in entry.categories or (".",) if not (out / c / "train" / "good").is_dir()]
         if lacking:
@@ -220,6 +220,9 @@ def _from_elpv(raw: Path, out: Path) -> None:
             if p > 0:
                 _move(image, out / kind / "test" / f"p{round(100 * p):03d}" / image.name)
 
+
+_MISFIT = (FileNotFoundError, StopIteration, LookupError, ArithmeticError, TypeError, ValueError, DataError)
+"""What reading an archive of another layout gives."""
 
 _CONVERTERS: dict[str, Callable[[Path, Path], None]] = {
     "mvtec": _from_mvtec,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import DataError, MissingExtraError, UnreadableError, extra
+from .cache import DiskArray, fits
 from .view import FILL, SAMPLE, Box, View, find_box, ignore_png
 
 MIN_SIDE = 8
@@ -122,7 +123,7 @@ def open_file(path: str | Path) -> Image.Image:
     A DataError says that it has more pixels than :func:`limit_pixels` allows.
     """
     heic = Path(path).suffix.lower() in _HEIC
-    image = Image.open(path, formats=[*_FORMATS, *_heif_reader()] if heic else _FORMATS)
+    image = Image.open(_regular(path), formats=[*_FORMATS, *_heif_reader()] if heic else _FORMATS)
     if image.width * image.height > _limit:
         size = times(image)
         image.close()
@@ -158,6 +159,14 @@ def open_image(path: str | Path) -> Image.Image:
     except Exception as error:
         why = "not a known image format" if isinstance(error, Image.UnidentifiedImageError) else error
         raise DataError(f"{path}: cannot be read ({why})") from error
+
+
+def _regular(path: str | Path) -> Path:
+    """Return the path of a regular file, or of none; a pipe or a device is never opened."""
+    path = Path(path)
+    if path.exists() and not path.is_file():
+        raise DataError(f"{path}: is no regular file")
+    return path
 
 
 def upright(image: Image.Image, name: object) -> Image.Image:
@@ -211,7 +220,11 @@ def seen_tensor(image: Image.Image, name: object, shape: tuple[int, int], view: 
 def image_tensor(image: Image.Image, shape: tuple[int, int] | int | None, hidden: Image.Image | None = None) -> Tensor:
     """Do the work of :func:`read_image` on an image that is open; pixels that are ``hidden`` become grey before it."""
     if image.mode in _TOP:  # convert() would clip 16-bit and float values instead of scaling them
-        image = Image.fromarray(np.rint(np.asarray(image) * (255 / _TOP[image.mode])).astype(np.uint8))
+        values, factor = np.asarray(image), 255 / _TOP[image.mode]
+        scaled = np.empty(values.shape, np.uint8)
+        for start in range(0, len(values), 256):  # in strips: the products are eight bytes a pixel
+            scaled[start : start + 256] = np.rint(values[start : start + 256] * factor)
+        image = Image.fromarray(scaled)
     image = image.convert("L" if image.mode in _GREY else "RGB")
     if hidden is not None:
         image.paste(FILL if image.mode == "L" else (FILL, FILL, FILL), mask=hidden)
@@ -445,14 +458,15 @@ class Split(Sequence[Sample]):
     """The samples of a training or test set, all of one size; ``split[i]`` is a :class:`Sample`.
 
     Made by :class:`AnomalyFolder` and :func:`~mlffn_lite.datasets.sources.open_source`. Pixels are kept in memory as
-    uint8, or decoded at each use if they do not fit. All are what :attr:`view` lets see of the photographs.
+    uint8; on disk if they do not fit; and are decoded at each use if they do not fit there either. All are what
+    :attr:`view` lets see of the photographs.
     """
 
     def __init__(
         self,
         entries: Sequence[Entry],
         shape: tuple[int, int],
-        pixels: tuple[Tensor, Tensor] | None,
+        pixels: tuple[Tensor, Tensor] | tuple[DiskArray, DiskArray] | None,
         view: View | None = None,
     ) -> None:
         self._entries, self._pixels, self.shape, self.view = list(entries), pixels, shape, view or View()
@@ -467,9 +481,14 @@ class Split(Sequence[Sample]):
         view: View | None = None,
     ) -> tuple[Split, list[str]]:
         """Decode all entries once, and keep them if they fit; returns the usable ones and what is wrong with others."""
-        keep = pixel_bytes(entries, shape) <= cache_bytes
-        images, masks, bad = _decode(entries, shape, what, view or View(), keep)
-        split = cls(entries, shape, (images, masks) if keep else None, view)
+        size, count = pixel_bytes(entries, shape), len(entries)
+        pixels: Any = None
+        if size <= cache_bytes:
+            pixels = _zeros(count, shape)
+        elif fits(size):
+            pixels = DiskArray(count, (3, *shape), np.uint8), DiskArray(count, shape, np.bool_)
+        bad = _decode(entries, shape, what, view or View(), pixels)
+        split = cls(entries, shape, pixels, view)
         return split.subset([i for i in range(len(split)) if i not in bad]) if bad else split, list(bad.values())
 
     def __len__(self) -> int:
@@ -485,28 +504,41 @@ class Split(Sequence[Sample]):
         index = torch.as_tensor(indices, dtype=torch.long)
         if self._pixels is not None:
             return self._pixels[0][index], self._pixels[1][index]
-        images, masks, faults = _decode([self._entries[i] for i in index.tolist()], self.shape, None, self.view)
+        pixels = _zeros(len(index), self.shape)
+        faults = _decode([self._entries[i] for i in index.tolist()], self.shape, None, self.view, pixels)
         if faults:
             raise DataError(few(list(faults.values())))
-        return images, masks
+        return pixels
 
     def subset(self, indices: Sequence[int] | Tensor) -> Split:
         """Return the chosen samples as a split of their own; a range without gaps shares the memory of this one."""
         if isinstance(indices, range) and indices.step == 1:
             chosen = slice(indices.start, indices.stop)
-            pixels = self._pixels and (self._pixels[0][chosen], self._pixels[1][chosen])
+            pixels: Any = self._pixels and (self._pixels[0][chosen], self._pixels[1][chosen])
             return Split(self._entries[chosen], self.shape, pixels, self.view)
         index = torch.as_tensor(indices, dtype=torch.long)
-        pixels = self._pixels and self.batch(index)
+        if self._pixels is not None and isinstance(self._pixels[0], DiskArray):
+            pixels = tuple(part.take(index) for part in self._pixels)
+        else:
+            pixels = self._pixels and self.batch(index)
         return Split([self._entries[i] for i in index.tolist()], self.shape, pixels, self.view)
 
     def images(self) -> Tensor:
         """Return all images, (M, 3, H, W) uint8. This is the memory the split itself uses: do not write to it."""
-        return (self._pixels or self.batch(range(len(self))))[0]
+        return self._all()[0]
 
     def masks(self) -> Tensor:
         """Return all masks, (M, H, W) bool; where :attr:`has_mask` is False they say nothing. Do not write to it."""
-        return (self._pixels or self.batch(range(len(self))))[1]
+        return self._all()[1]
+
+    def _all(self) -> tuple[Tensor, Tensor]:
+        kept: Any = self._pixels
+        return self.batch(range(len(self))) if self.in_background else kept
+
+    @property
+    def in_background(self) -> bool:
+        """Whether images are not in memory, so that it pays to read the next ones while these are computed with."""
+        return self._pixels is None or isinstance(self._pixels[0], DiskArray)
 
     def labels(self) -> Tensor:
         """Return 0 (good) or 1 (anomalous) for every image, (M,) int64."""
@@ -701,29 +733,32 @@ def report_faults(faults: Sequence[str], total: int, skip_bad: bool) -> None:
 
 
 def _decode(
-    entries: Sequence[Entry], shape: tuple[int, int], what: str | None, view: View, keep: bool = True
-) -> tuple[Tensor, Tensor, dict[int, str]]:
-    """Decode entries; returns images, masks (both of length 0 unless ``keep``) and faults by position."""
-    images = torch.zeros((len(entries) * keep, 3, *shape), dtype=torch.uint8)
-    masks = torch.zeros((len(entries) * keep, *shape), dtype=torch.bool)
+    entries: Sequence[Entry], shape: tuple[int, int], what: str | None, view: View, pixels: Any
+) -> dict[int, str]:
+    """Decode entries into images and masks, or nowhere; returns faults by position."""
 
     def read(i: int) -> str | None:
         entry = entries[i]
         try:
             image, mask = entry.open()
-            pixels = seen_tensor(image, entry.path, shape, view)
+            seen = seen_tensor(image, entry.path, shape, view)
         except DataError as error:
             return str(error)
         if mask is not None and mask.size != image.size:
             return f"{entry.mask or entry.path}: {mismatch(mask, image)}"
-        if keep:
-            images[i] = pixels
+        if pixels is not None:
+            pixels[0][i] = seen
             if mask is not None:
-                masks[i] = mask_tensor(view.cut(mask, entry.path), shape)
+                pixels[1][i] = mask_tensor(view.cut(mask, entry.path), shape)
         return None
 
     found = enumerate(map_threads(read, range(len(entries)), what))
-    return images, masks, {i: fault for i, fault in found if fault}
+    return {i: fault for i, fault in found if fault}
+
+
+def _zeros(count: int, shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Return images and masks to fill."""
+    return torch.zeros((count, 3, *shape), dtype=torch.uint8), torch.zeros((count, *shape), dtype=torch.bool)
 
 
 def _sha256(path: Path) -> str:

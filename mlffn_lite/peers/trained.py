@@ -96,7 +96,7 @@ class TrainedPeer(AnomalyDetector):
         self._module = None
         loop = _PeerLoop(self, train, run)
         self.history = loop.fit(train, resume=resume, progress=progress)
-        self.step = loop.step
+        self.step, self._run_id = loop.step, loop.run
         self.module.eval()
         with torch.inference_mode():
             self._finish(train)
@@ -119,7 +119,9 @@ class _PeerLoop(Loop):
             group["peak"] = group["lr"]
         own = peer.config.train
         batch = own.batch if own.steps else peer.paper_batch
-        super().__init__(peer.module, optimizer, peer.config, folder=folder, data=peer._data, batch=batch)
+        super().__init__(
+            peer.module, optimizer, peer.config, folder=folder, data=peer._data, batch=batch, run=peer._run_id
+        )
         self.train = train
 
     def total_steps(self, images: int) -> int:

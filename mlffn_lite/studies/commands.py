@@ -17,6 +17,7 @@ from rich.table import Table
 
 from ..config import PRESETS, Config
 from ..errors import ConfigError
+from ..escaped import printable
 
 if TYPE_CHECKING:  # torch takes seconds to import; `mlffn --help` shall not
     from .grid import Grid
@@ -201,7 +202,15 @@ def study_status(folder: Folder) -> None:
     for name in running:
         out.print(f"running: {name}")
     for name, reason in failures.items():
-        out.print(f"failed: {name}: {reason}")
+        out.print(printable(f"failed: {name}: {reason}"))
+
+
+@study_app.command("seal")
+def study_seal(folder: Folder) -> None:
+    """Add digests to the cells of an earlier version, if all else about them is right and you trust them."""
+    from .store import Store
+
+    out.print(f"{Store(folder).seal()} cells were given a digest")
 
 
 def report(

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..datasets.folder import read_image
-from ..errors import extra
+from ..errors import StudyError, extra
 from ..figures import COLOURS, STYLE, WIDTH, new_figure, overlay
 from ..labels import PERCENT
 from .cell import read_map
@@ -148,6 +148,11 @@ def map_panel(records: Sequence[Mapping[str, Any]], grid: Grid, name: str, data:
     chosen = first_seed(records, grid, name)
     first = next(iter(chosen.values()))
     paths, (height, width) = list(first["maps"]), first["shape"]
+    for path in paths:
+        if not (data / path).resolve().is_relative_to(data.resolve()):
+            raise StudyError(
+                f"a cell of {name} names the image {path!r}, which is not in its data folder; delete the cell"
+            )
     images = [read_image(data / path, (height, width)).numpy() for path in paths]
     side = (WIDTH - 1.5) / len(paths)
     figure = new_figure((len(chosen) + 1) * (side * height / width + 0.05) + 0.5)

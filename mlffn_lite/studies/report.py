@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from .. import escaped
 from ..config import Config
 from ..datasets.miniparts import CATEGORIES, miniparts_path
 from ..datasets.sources import open_source
@@ -84,14 +85,16 @@ def _write_report(studies: Sequence[Cells], records: Sequence[dict[str, Any]], s
             ("_sets", sets, layout_sets(sets, grid), 3, caption(cells, grid, over="Mean ± sample")),
         ):
             file = f"{grid.name}{suffix}"
-            write_atomic(place / f"{file}.md", f"{markdown_table(head, rows, text=words)}\n\n{text}\n")
+            write_atomic(
+                place / f"{file}.md", f"{markdown_table(head, rows, text=words)}\n\n{escaped.markdown(text)}\n"
+            )
             write_atomic(place / f"{file}.tex", latex(head, rows, text))
-            write_atomic(place / f"{file}.csv", data.to_csv(index=False, float_format="%.4f"))
+            write_atomic(place / f"{file}.csv", escaped.cells(data).to_csv(index=False, float_format="%.4f"))
             tables.append((f"{title(grid)}{', by set' if suffix else ''}", pd.DataFrame(rows, columns=head)))
     steps = [(grid, differences(cells, grid)) for grid, cells in studies]
     tables += _write_attribution(studies, records, place)
     listed = pd.concat([rows.assign(study=grid.name) for grid, rows in steps])
-    write_atomic(place / "differences.csv", listed.to_csv(index=False, float_format="%.4f"))
+    write_atomic(place / "differences.csv", escaped.cells(listed).to_csv(index=False, float_format="%.4f"))
     write_atomic(place / "claims.md", claims(steps))
     shown: list[ReportFigure] = []
     for file, heading, figure, text, form in _figures(studies, records):
@@ -123,7 +126,7 @@ def _write_attribution(
     grid, cells = studies[0]
     about = caption(cells, grid, over="Percentage points: mean over sets and seeds, 95 % interval on these sets.")
     write_atomic(place / "attribution.md", f"{text}\n\n{about}\n")
-    write_atomic(place / "attribution.csv", found.to_csv(index=False, float_format="%.4f"))
+    write_atomic(place / "attribution.csv", escaped.cells(found).to_csv(index=False, float_format="%.4f"))
     return [(heading, pd.DataFrame(rows, columns=head)) for heading, head, rows in parts]
 
 
@@ -183,7 +186,7 @@ def spread(mean: float, std: float, digits: int) -> str:
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, text: int) -> str:
     """Return a Markdown table whose first ``text`` columns are words, the others numbers."""
     lines = [head, ["---"] * text + ["---:"] * (len(head) - text), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(map(escaped.markdown, line))} |" for line in lines)
 
 
 def latex(head: Sequence[str], rows: Sequence[Sequence[str]], text: str) -> str:
@@ -240,7 +243,7 @@ def claims(steps: Sequence[Cells]) -> str:
 
 def sentence(row: Mapping[Any, Any]) -> str:
     """Say in a plain sentence what a difference shows, and what that means for the paper's claim if there is one."""
-    change, pairs = f"{row['before']} → {row['after']}, {METRIC_LABELS[row['metric']]}", row["pairs"]
+    change, pairs = f"{_word(row['before'])} → {_word(row['after'])}, {METRIC_LABELS[row['metric']]}", row["pairs"]
     if not pairs:
         return f"{change}: not measured."
     few = f"{pairs} pair{'s' * (pairs > 1)}: too few for an interval"
@@ -252,6 +255,10 @@ def sentence(row: Mapping[Any, Any]) -> str:
     beyond = "" if row["beyond"] == "not distinguishable" else f", **{row['beyond']}** for sets like these"
     shown = f"{row['difference']:+.1f}{' here' * bool(paper)} ({here}{wider}){paper}"
     return f"{change}: {shown}: **{row['verdict']}**{beyond}."
+
+
+def _word(column: str) -> str:
+    return escaped.markdown(column)
 
 
 def _sentences(steps: pd.DataFrame) -> pd.DataFrame:

@@ -17,14 +17,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from ..errors import ConfigError, MlffnError, StudyError, extra, first_line
 from ..labels import METRIC_LABELS
 from .cell import Cell, measure
 from .store import Failure, Store
+from .worker import end_with
 
 BACKENDS = ("local", "processes", "ray")
 _TRIES = 3
@@ -149,7 +148,7 @@ def _watch(cells: Sequence[Cell], store: Store, progress: bool) -> Iterator[Look
 def _outcome(cell: Cell, store: Store) -> str:
     """Return the metrics in percent and the seconds of a settled cell, or why it failed."""
     if store.done(cell):
-        record = json.loads(store.path(cell).read_text("utf-8"))
+        record = store.read(cell)
         values = ["–" if record[k] is None else f"{100 * record[k]:.1f}" for k in METRIC_LABELS]
         return f"{' / '.join(values)} ({record['fit_seconds']:.0f} s)"
     return store.failures().get(store.path(cell).stem, "failed")
@@ -163,7 +162,7 @@ def _run_processes(cells: Sequence[Cell], store: Store, workers: Workers, look: 
     order = {"folder": str(store.folder.resolve()), "cells": [dataclasses.asdict(cell) for cell in cells]}
     with tempfile.TemporaryDirectory() as scratch:
         source, logs = Path(scratch, "order.json"), (Path(scratch, f"{i}.txt") for i in itertools.count())
-        source.write_text(json.dumps({**order, "fresh": workers.fresh, "parent": os.getpid()}), "utf-8")
+        source.write_text(json.dumps({**order, "fresh": workers.fresh}), "utf-8")
         try:
             while left := look():
                 for worker in [w for w in running if w.poll() is not None]:
@@ -192,7 +191,8 @@ def _run_processes(cells: Sequence[Cell], store: Store, workers: Workers, look: 
 def _start(source: Path, log: Path, threads: int) -> subprocess.Popen[bytes]:
     """Start a worker. Ctrl-C in the terminal does not reach it: this process answers and ends it."""
     environment = {**os.environ, "PYTHONPATH": _python_path(), "OMP_NUM_THREADS": str(threads)}
-    command = [sys.executable, "-P", "-m", "mlffn_lite.studies.run"]  # -P: nothing in this folder hides a library
+    # -P: nothing in this folder hides a library.
+    command = [sys.executable, "-P", "-m", "mlffn_lite.studies.worker", str(os.getpid())]
     with source.open("rb") as order, log.open("ab") as said:
         return subprocess.Popen(command, stdin=order, stdout=said, stderr=said, env=environment, start_new_session=True)
 
@@ -202,25 +202,12 @@ def _python_path() -> str:
     return os.pathsep.join(dict.fromkeys(entry or os.getcwd() for entry in sys.path))
 
 
-@cache
-def _end_with(parent: int) -> None:
-    """End this process when its parent ends, however that does."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_PATIENCE)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def main() -> int:
-    """Work on the cells that standard input names: a store's ``folder``, ``cells``, ``fresh``, and the ``parent``.
+def serve() -> int:
+    """Work on the cells that standard input names: a store's ``folder``, ``cells``, and ``fresh``.
 
     Prints the name of each before it begins. Returns 2 and prints one line if the store cannot be used.
     """
     order = json.load(sys.stdin)
-    _end_with(order["parent"])
     store, cells = Store(order["folder"]), [Cell(**cell) for cell in order["cells"]]
 
     def announced(cell: Cell, partial: Path) -> Outcome:
@@ -273,7 +260,7 @@ def _run_on_ray(store: Store, workers: Workers, look: Look) -> None:
 
 
 def _attempt_on_ray(cell: Cell) -> Outcome:
-    _end_with(os.getppid())
+    end_with(os.getppid(), at_once=False)
     return attempt(cell)
 
 
@@ -289,7 +276,3 @@ def _start_ray(workers: Workers, threads: int) -> None:
         ray.init(workers.address or "local", **own, logging_level=logging.ERROR, log_to_driver=False)
     except Exception as error:  # Ray raises anything, even Exception itself
         raise ConfigError(f"cannot reach a Ray cluster at {there}: {first_line(error)}") from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

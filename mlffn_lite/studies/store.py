@@ -6,17 +6,21 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ..errors import StudyError
-from ..labels import METRIC_LABELS
-from ..storage import write_json
+from ..config import Config
+from ..errors import ConfigError, StudyError
+from ..ownership import remove_old_orphans
+from ..sealed import read_regular
+from ..state import checked
+from ..storage import read_sealed, write_json, write_sealed
 from .cell import NUMERICS, Cell, digest_of
 from .grid import Grid, Place, merge
+from .record import check_record
 
 CELLS, DATA, GRIDS, LOCKS, PARTIAL = "cells", "data", "grids", "locks", "partial"
 FAILED = ".failed.json"
@@ -54,8 +58,26 @@ class Store:
 
     def write(self, cell: Cell, record: Mapping[str, Any]) -> None:
         """Keep what :func:`~mlffn_lite.studies.cell.measure` returned."""
-        write_json(self.path(cell), record)
+        write_sealed(self.path(cell), record)
         self._failed(cell).unlink(missing_ok=True)
+
+    def read(self, cell: Cell) -> dict[str, Any]:
+        """Return a finished cell, checked as :meth:`records` does."""
+        return _record(self.path(cell))
+
+    def seal(self) -> int:
+        """Add the digest that cells of an earlier version lack; returns how many there were.
+
+        Only what is otherwise a whole and consistent cell is sealed; a digest that is wrong stays wrong.
+        """
+        count = 0
+        for path in self.paths():
+            with _content(path, " and run its cell again") as record:
+                if "seal" not in record:
+                    _check(path, record)
+                    write_sealed(path, record)
+                    count += 1
+        return count
 
     def fail(self, cell: Cell, failure: Failure) -> None:
         """Keep why a cell failed; it will run again next time."""
@@ -74,7 +96,9 @@ class Store:
         return self.folder / PARTIAL / self.path(cell).stem
 
     def retry(self, cells: Sequence[Cell]) -> None:
-        """Let cells that have failed run again."""
+        """Let cells that have failed run again, and remove what a run that was killed has left half-written."""
+        for name in (CELLS, DATA, GRIDS):
+            remove_old_orphans(self.folder / name)
         for cell in cells:
             self._failed(cell).unlink(missing_ok=True)
 
@@ -167,16 +191,19 @@ class Store:
         found = []
         for path in sorted((self.folder / GRIDS).glob("*.json")):
             with _content(path, " and give its command again") as content:
+                grid = checked(Grid, content)
+                for config in (grid.base, *grid.columns.values()):
+                    Config().replace(**config)
                 found.append(Grid(**{**content, "steps": [tuple(pair) for pair in content["steps"]]}))
         return merge(found)
 
 
 @contextlib.contextmanager
-def _content(path: Path, advice: str) -> Iterator[Any]:
+def _content(path: Path, advice: str, whole: Callable[[Path], Any] | None = None) -> Iterator[Any]:
     """Give what a JSON file holds; one that cannot be read or lacks something is an error that says what to do."""
     try:
-        yield json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        yield json.loads(read_regular(path)) if whole is None else whole(path)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ConfigError, RecursionError) as error:
         raise StudyError(f"{path} is damaged or foreign ({error}); delete it{advice}") from error
 
 
@@ -187,12 +214,23 @@ def _beside(path: Path, key: str) -> Any:
 
 
 def _record(path: Path) -> dict[str, Any]:
-    with _content(path, " and run its cell again") as record:
-        missing = {*METRIC_LABELS, "shape", "images", "device"} - record.keys()
-        if missing or Cell.of(record).name != path.name:
-            _refuse_other([path], [record])
-            raise ValueError("not a cell of that name")
-        return dict(record)
+    try:
+        with _content(path, " and run its cell again", read_sealed) as record:
+            _check(path, record)
+            return dict(record)
+    except StudyError as error:
+        if "carries no digest" in str(error):
+            advice = "or, if an earlier version wrote it, give all cells here their digests with `mlffn study seal`"
+            raise StudyError(f"{error}, {advice}") from error
+        raise
+
+
+def _check(path: Path, record: Mapping[str, Any]) -> None:
+    """Raise what :func:`_content` understands if a record is none, or not that of its file's name."""
+    if Cell.of(record).name != path.name:
+        _refuse_other([path], [record])
+        raise ValueError("not a cell of that name")
+    check_record(record)
 
 
 def _refuse_other(paths: Sequence[Path], records: Sequence[Mapping[str, Any]]) -> None:

@@ -112,7 +112,7 @@ def test_save_and_load_give_the_same_scores(fitted: Any, folder: AnomalyFolder) 
         assert torch.equal(loaded.maps(images)[name], maps)
     assert (loaded.calibration, loaded.config, loaded.step) == (detector.calibration, CONFIG, 12)
     assert len(loaded.history) == len(detector.history) > 0
-    assert sorted(p.name for p in run.iterdir()) == ["checkpoint.safetensors", "config.toml", "history.csv"]
+    assert sorted(p.name for p in run.glob("[!.]*")) == ["checkpoint.safetensors", "config.toml", "history.csv"]
 
 
 def test_any_method_may_be_a_member(folder: AnomalyFolder, tmp_path: Path) -> None:

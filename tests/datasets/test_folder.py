@@ -264,7 +264,8 @@ def test_samples_and_subsets(mvtec: Path) -> None:
     assert len(test.subset([])) == 0
 
 
-def test_decoding_on_demand_gives_the_same(mvtec: Path) -> None:
+def test_decoding_on_demand_gives_the_same(mvtec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlffn_lite.datasets.folder.fits", lambda _: False)  # nor is there room on disk
     cached, lazy = AnomalyFolder(mvtec, size=SIZE), AnomalyFolder(mvtec, size=SIZE, cache_bytes=0)
     mixed = AnomalyFolder(mvtec, size=SIZE, cache_bytes=4 * 4 * SIZE**2)  # room for the training split only
     assert lazy.train._pixels is None

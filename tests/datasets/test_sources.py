@@ -417,6 +417,7 @@ def test_a_dataset_is_fetched_by_one_thread_and_kept(monkeypatch: pytest.MonkeyP
     fetched = data.fetched
     kept.train.images()
     assert data.fetched == fetched
+    monkeypatch.setattr("mlffn_lite.datasets.folder.fits", lambda _: False)
     lazy = open_source(data, DATA, cache_bytes=0)
     fetched = data.fetched
     assert torch.equal(lazy.train.batch([3, 7])[0], kept.train.batch([3, 7])[0])

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from mlffn_lite.config import Config
 from mlffn_lite.errors import MlffnError, StudyError
+from mlffn_lite.storage import read_sealed, write_sealed
 from mlffn_lite.studies.cell import NUMERICS, Cell
 from mlffn_lite.studies.grid import Place, compare, open_places, table4
 from mlffn_lite.studies.report import write_reports
@@ -39,7 +40,7 @@ def store(undisturbed: Store, tmp_path: Path) -> Store:
 
 
 def edit(path: Path, **changes: Any) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    write_sealed(path, {**read_sealed(path), **changes})
 
 
 def test_a_finished_cell_is_one_readable_file(store: Store, cells: list[Cell]) -> None:
@@ -226,12 +227,13 @@ def test_a_record_that_is_not_that_of_its_name_is_refused(store: Store) -> None:
         with pytest.raises(StudyError, match="is damaged or foreign"):
             store.records()
         path.write_text(original)
-    record = json.loads(original)
+    path.write_text(original)
+    record = read_sealed(path)
     record["config"]["train"]["lr"] *= 2
-    path.write_text(json.dumps(record))
+    write_sealed(path, record)
     with pytest.raises(StudyError, match="is damaged or foreign"):
         store.records()
-    path.write_text(json.dumps({k: v for k, v in json.loads(original).items() if k != "pro"}))
+    write_sealed(path, {k: v for k, v in json.loads(original).items() if k not in ("pro", "seal")})
     with pytest.raises(StudyError, match="is damaged or foreign"):
         store.records()
     path.write_text(original)
@@ -249,9 +251,9 @@ def test_what_an_earlier_version_measured_is_reported_and_not_gone_on_with(
     store: Store, places: dict[str, Place]
 ) -> None:
     for path in store.paths():
-        record = {**json.loads(path.read_text()), "numerics": "0.0.9"}
+        record = {**read_sealed(path), "numerics": "0.0.9"}
         path.unlink()
-        path.with_name(Cell.of(record).name).write_text(json.dumps(record))
+        write_sealed(path.with_name(Cell.of(record).name), record)
     assert {r["numerics"] for r in store.records()} == {"0.0.9"}
     (report,) = write_reports(store.folder)
     assert f"numerics 0.0.9 (this is {NUMERICS})" in next(report.glob("*_sets.md")).read_text("utf-8")

@@ -7,13 +7,19 @@ WORKERS ?= 2
 TABLES := $(if $(FULL),--set data.size=128 --seeds 3 --out runs/tables-full,--small --seeds 2 --out runs/tables)
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-sanitize-with=notebooks/sanitise.cfg
 
-.PHONY: demo lab test tables results lint notebooks lock data figures clean
+.PHONY: demo lab test torture audit tables results lint notebooks lock data figures clean
 
 demo: $(READY)  ## train on one bundled category and write a report
 	$(BIN)/mlffn demo
 
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
+
+torture: $(READY)  ## an hour of damage, faults and floods: all that `make test` tries a little of
+	TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout=3600 tests/reliability
+
+audit: $(READY)  ## known vulnerabilities and licences of what requirements.lock pins
+	$(BIN)/python tests/audit.py
 
 test: $(READY) lint  ## lint, types, all tests, and all notebooks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS)

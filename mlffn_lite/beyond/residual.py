@@ -52,13 +52,13 @@ class ResidualMLFFN(MLFFN):
 
     def fit(self, levels: Iterable[list[Tensor]]) -> ResidualMLFFN:
         """Take means and deviations from the levels of good images, a batch (B, C, h, w) at a time; returns self."""
-        count, sums, squares = 0, [0.0] * 3, [0.0] * 3
+        count, sums, squares = 0, [torch.zeros(())] * 3, [torch.zeros(())] * 3
         for batch in levels:
             count += len(batch[0])
             sums = [s + x.double().sum(0, keepdim=True) for s, x in zip(sums, batch, strict=True)]
             squares = [s + x.double().square().sum(0, keepdim=True) for s, x in zip(squares, batch, strict=True)]
         for i, (total, square) in enumerate(zip(sums, squares, strict=True), 1):
-            mean = torch.as_tensor(total / count)
+            mean = total / count
             variance = (square / count - mean.square()).mean((2, 3), keepdim=True)
             setattr(self, f"mean{i}", mean.float())
             setattr(self, f"scale{i}", variance.clamp(min=1e-12).sqrt().float())
@@ -100,7 +100,7 @@ class ResidualDetector(MLFFNDetector):
             raise ConfigError("the method residual needs a backbone that stays as it is; set train.backbone=frozen")
         super().__init__(config, **options)
 
-    def held_out(self, images: int) -> Tensor | None:
+    def held_out(self, images: int) -> Tensor:
         """Return every fourth place; of fewer images than four, the last."""
         places = torch.arange(images)
         return places[places % HELD_OUT == HELD_OUT - 1] if images >= HELD_OUT else places[-1:]

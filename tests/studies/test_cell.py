@@ -186,7 +186,8 @@ def test_a_cell_goes_on_where_it_was_killed(
     cell = cells[-1]
     config = Config().replace(**cell.config).replace(train={"checkpoint_every": 1})
     cell = dataclasses.replace(cell, config=config.to_dict())
-    losses, seen = Trainer.losses, []
+    losses = Trainer.losses
+    seen: list[int] = []
 
     def dying(self: Trainer, images: Any) -> Any:
         if len(seen) == 1:

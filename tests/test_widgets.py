@@ -32,6 +32,7 @@ from mlffn_lite.widgets import (
     ImagePicker,
     RunComparison,
 )
+from mlffn_lite.widgets.controls import move
 
 SIDE = 32
 SCALE = Calibration(low=0.0, high=2.0, threshold=1.0)
@@ -171,6 +172,15 @@ class TestPicker:
             picker.select("hole/000", "x")
 
 
+def test_a_slider_moves_in_one_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of several, the first would make the browser push the old value into the new range, and send it back."""
+    control, sent = ipywidgets.FloatSlider(value=8.0, min=0.0, max=40.0, step=0.1), list[set[str]]()
+    monkeypatch.setattr(control, "send_state", lambda key: sent.append({key} if isinstance(key, str) else set(key)))
+    move(control, 20.0, 900.0, 1.0, 129.0)
+    assert sent == [{"min", "max", "step", "value"}]
+    assert (control.min, control.value, control.max) == (20.0, 129.0, 900.0)
+
+
 class TestHeatmapExplorer:
     def test_label_and_regions(self, heat: HeatmapExplorer) -> None:
         assert heat.label.value == "good/000: image score 0.25 ≤ threshold 1.00: good. Truth: good; right."
@@ -198,6 +208,22 @@ class TestHeatmapExplorer:
         assert heat.anomalous is verdict
         assert bool(heat.regions) is verdict
         assert heat.label.value.endswith(f"; {word}.")
+
+    @pytest.mark.parametrize(
+        ("masks", "threshold", "word"),
+        [
+            (True, 1.0, "right, but not where the defect is"),
+            (True, 0.2, "right"),  # all of the image is above the threshold, the defect too
+            (False, 1.0, "right"),  # nobody knows where the defect is
+        ],
+    )
+    def test_a_region_beside_the_defect_is_called_that(self, masks: bool, threshold: float, word: str) -> None:
+        parts = split(masks=masks)
+        found = prediction(split())
+        explorer = HeatmapExplorer(Prediction(found.maps.flip(1), found.scores), parts, calibration=SCALE)
+        explorer.picker.select("hole/000")
+        explorer.threshold.value = threshold
+        assert explorer.label.value.endswith(f"Truth: anomalous; {word}.")
 
     @given(st.floats(-0.5, 2.5), st.sampled_from(NAMES))
     @settings(max_examples=25)

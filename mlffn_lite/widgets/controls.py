@@ -217,9 +217,13 @@ def slider(text: str, limits: tuple[float, float, float], value: Any, tooltip: s
 
 
 def move(control: w.Widget, low: float, high: float, step: float, value: Any) -> None:
-    """Set the value of a slider of floats, and a range from about ``low`` to ``high`` in whole steps from the value."""
+    """Set the value of a slider of floats, and a range from about ``low`` to ``high`` in whole steps from the value.
+
+    All of it goes to the browser in one message: of several, the first would make it push the old value into the new
+    range, and send that back as if a hand had moved the slider.
+    """
     first, last = value if isinstance(value, tuple) else (value, value)
-    with control.hold_trait_notifications():
+    with control.hold_sync(), control.hold_trait_notifications():
         control.min = first - math.ceil(max(first - low, 0) / step) * step
         control.max = last + math.ceil(max(high - last, 0) / step) * step
         control.step, control.value = step, value

@@ -145,10 +145,11 @@ class HeatmapExplorer(Explorer):
         self.anomalous = score > threshold
         self.labels, self.regions = find_regions(view.heat(index), threshold)
         name = " ".join(filter(None, (category, self.picker.name)))
-        says = _verdict(score, threshold, view.split.defects[index])
         marks = [(*scene.place(r.x, r.y), str(i)) for i, r in enumerate(self.regions[:_LISTED], 1)]
         over = scene.overlaid(low, high, self.opacity.value, self.labels > 0)
         on = np.bincount(self.labels[scene.mask], minlength=len(self.regions) + 1)[1:]
+        beside = self.anomalous and view.known(index) and scene.mask.any() and not on.any()
+        says = _verdict(score, threshold, view.split.defects[index], beside=bool(beside))
         rows = [
             (i, r.area, number(r.peak), f"({r.x}, {r.y})", f"{o / r.area:.0%}" if view.known(index) else "unknown")
             for i, (r, o) in enumerate(zip(self.regions[:_LISTED], on, strict=False), 1)
@@ -167,9 +168,11 @@ class HeatmapExplorer(Explorer):
         )
 
 
-def _verdict(score: float, threshold: float, defect: str) -> str:
+def _verdict(score: float, threshold: float, defect: str, *, beside: bool) -> str:
+    """Compare score and threshold, and verdict and truth; ``beside``: nothing above the threshold is on the mask."""
     found, true = score > threshold, defect != "good"
     right = "right" if found == true else "a false alarm" if found else "a miss"
+    right += ", but not where the defect is" * beside
     compared = f"image score {number(score)} {'>' if found else '≤'} threshold {number(threshold)}"
     return f"{compared}: {word(found)}. Truth: {word(true)}; {right}."
 

@@ -18,6 +18,7 @@ from typer.core import TyperGroup
 
 from . import __version__, registry
 from .config import PRESETS, Config
+from .deploy.commands import Engine, RunOrFile, export, serve, watch
 from .errors import CheckpointError, ConfigError, MlffnError, UnreadableError, extra, first_line
 from .escaped import printable
 from .labels import METRIC_LABELS
@@ -281,7 +282,7 @@ def calibrate(
 
 @app.command()
 def predict(
-    run: RunFolder,
+    run: RunOrFile,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files or folders of them.")],
     folder: Annotated[
         Path, typer.Option("--out", parser=_folder, metavar="DIR", help="Where to write heatmaps and scores.csv.")
@@ -295,12 +296,14 @@ def predict(
     form: Annotated[str, typer.Option("--format", metavar="csv|coco", help="Regions as COCO JSON too.")] = "csv",
     recursive: Recursive = False,
     resume: Annotated[bool, typer.Option("--resume", help="Judge only what --out has no verdict for.")] = False,
+    engine: Engine = "torch",
     device: Device = None,
     threads: Threads = None,
     skip_bad: SkipBad = False,
 ) -> None:
     """Judge images: OK or NOK with regions in scores.csv and regions.csv, and heatmaps on a fixed colour scale."""
-    from .detector import AnomalyDetector, fitted
+    from .deploy.engine import open_detector
+    from .detector import fitted
     from .heatmaps import NOK, NOT_FINITE, Outputs, collect_images, not_judged, write_predictions
 
     for value, allowed, name in (
@@ -312,7 +315,7 @@ def predict(
             raise ConfigError(f"{name} {value} is unknown; choose one of {', '.join(allowed)}")
     use_threads(threads)
     outputs = Outputs("none" if no_pictures else pictures, maps, masks)  # type: ignore[arg-type]
-    detector = AnomalyDetector.load(run, device=device)
+    detector = open_detector(run, engine, device=device)
     for place in filter(Path.is_dir, images):
         _say_left_out(place, recursive)
     paths = collect_images(images, recursive) if recursive else images
@@ -327,6 +330,9 @@ def predict(
 
 
 app.command()(report)
+app.command()(export)
+app.command()(watch)
+app.command()(serve)
 
 
 @app.command("config")

@@ -8,6 +8,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -69,6 +70,46 @@ class _Loaded(NamedTuple):
     picture: np.ndarray | None
     size: tuple[int, int]
     fault: str
+
+
+class Judged(NamedTuple):
+    """A judged image: its line of ``scores.csv``, those of its regions, and what its pictures are made of.
+
+    ``readable`` is False where there was no image to score, which is one reason for the verdict ERROR.
+    """
+
+    row: dict[str, Any]
+    regions: list[dict[str, Any]]
+    readable: bool
+    loaded: _Loaded
+    heat: np.ndarray | None
+
+    def write(self, folder: Path, name: str, detector: AnomalyDetector, outputs: Outputs) -> None:
+        """Write what the image has beside the tables, under a name, and the picture's into its line."""
+        assert self.heat is not None
+        files = _files(name, outputs)
+        self.row["picture"] = files.get("picture", "")
+        _write(folder, files, self.loaded, self.heat, detector, outputs)
+
+    def picture(self, detector: AnomalyDetector) -> bytes:
+        """Return the heatmap over the image, as PNG."""
+        assert self.heat is not None
+        return _encoded(_drawn(self.loaded, self.heat, detector), "PNG", compress_level=1)
+
+
+def judge(
+    detector: AnomalyDetector, image: Path | Image.Image, outputs: Outputs, *, name: object = None, lock: Any = None
+) -> Judged:
+    """Judge one image, a file or one that is open and upright; its ``name`` stands in errors.
+
+    ``lock`` is held while the detector works, where several threads share it.
+    """
+    name = name or image
+    loaded = _load(image, detector.shape, detector.view, outputs, name)
+    with lock or nullcontext():
+        (heat,) = _heats(detector, [loaded])
+    row, regions = _judge(name, loaded, heat, fitted(detector), detector.view)
+    return Judged(row, regions, loaded.pixels is not None, loaded, heat)
 
 
 def write_predictions(
@@ -144,7 +185,7 @@ def _write_all(
     rows, regions = _kept(folder, {str(p) for p in paths}) if resume else ([], [])
     done = {row["image"] for row in rows}
     left = [p for p in paths if str(p) not in done]
-    tables = _Tables(folder, rows, regions)
+    tables = Tables(folder, rows, regions)
     bar = tqdm(total=len(paths), initial=len(done), unit="image", disable=not progress, delay=2)
     with tables, ThreadPoolExecutor(WRITERS) as readers, ThreadPoolExecutor(WRITERS) as writers, bar:
         waiting: deque[Future[None]] = deque()
@@ -180,14 +221,17 @@ def _ahead(
         yield [(path, job.result()) for path, job in zip(chunks[place], jobs.popleft(), strict=True)]
 
 
-def _load(path: Path, shape: tuple[int, int], view: View, outputs: Outputs) -> _Loaded:
-    """Read an image for scoring and, reduced if it is huge, for its picture."""
+def _load(
+    path: Path | Image.Image, shape: tuple[int, int], view: View, outputs: Outputs, name: object = None
+) -> _Loaded:
+    """Read an image for scoring and, reduced if it is huge, for its picture; an open one has its ``name`` in errors."""
+    name = name or path
     try:
-        image = open_image(path)
+        image = open_image(path) if isinstance(path, Path) else path
         picture = None
         if outputs.pictures != "none":
             picture = image_tensor(image, _reduced(image.size, outputs.longest_side)).numpy()
-        return _Loaded(seen_tensor(image, path, shape, view), picture, (image.width, image.height), "")
+        return _Loaded(seen_tensor(image, name, shape, view), picture, (image.width, image.height), "")
     except (DataError, MemoryError) as error:
         return _Loaded(None, None, (0, 0), str(error) or "too large for the memory")
 
@@ -209,7 +253,7 @@ def _heats(detector: AnomalyDetector, loaded: Sequence[_Loaded]) -> list[np.ndar
 
 
 def _judge(
-    path: Path, loaded: _Loaded, heat: np.ndarray | None, scale: Calibration, view: View
+    path: object, loaded: _Loaded, heat: np.ndarray | None, scale: Calibration, view: View
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return an image's line of ``scores.csv`` and those of its regions."""
     row: dict[str, Any] = dict.fromkeys(SCORE_COLUMNS, "") | {"image": str(path), "threshold": scale.threshold}
@@ -222,7 +266,7 @@ def _judge(
     return row, lines
 
 
-def _line(path: Path, number: int, region: Region, box: Box, shape: tuple[int, ...]) -> dict[str, Any]:
+def _line(path: object, number: int, region: Region, box: Box, shape: tuple[int, ...]) -> dict[str, Any]:
     """Return a region of a map of the box in the pixels of the photograph."""
     left, top = box[:2]
     right, down = box[2] / shape[1], box[3] / shape[0]
@@ -248,10 +292,7 @@ def _write(
     """Write what an image has beside the tables."""
     scale, view = fitted(detector), detector.view
     if "picture" in files and loaded.picture is not None:
-        place = _place(view, loaded.size, loaded.picture.shape[1:])
-        large = np.full(loaded.picture.shape[1:], scale.low, np.float32)
-        large[place] = _enlarged(heat, large[place].shape)
-        image = Image.fromarray(overlay(loaded.picture, large, scale.low, scale.high))
+        image = _drawn(loaded, heat, detector)
         # The lowest compression takes a quarter of the usual time for a tenth more bytes.
         options: dict[str, Any] = {"compress_level": 1} if outputs.pictures == "png" else {"quality": 90}
         write_atomic(folder / files["picture"], _encoded(image, outputs.pictures.upper(), **options))
@@ -270,6 +311,16 @@ def _write(
         mask = Image.fromarray(scale.rule.mask(heat) * np.uint8(255))
         whole[place] = np.asarray(mask.resize(whole[place].shape[::-1], Image.Resampling.NEAREST))
         write_atomic(folder / files["mask"], _encoded(Image.fromarray(whole), "PNG"))
+
+
+def _drawn(loaded: _Loaded, heat: np.ndarray, detector: AnomalyDetector) -> Image.Image:
+    """Return the heatmap over the image."""
+    scale, view = fitted(detector), detector.view
+    assert loaded.picture is not None
+    place = _place(view, loaded.size, loaded.picture.shape[1:])
+    large = np.full(loaded.picture.shape[1:], scale.low, np.float32)
+    large[place] = _enlarged(heat, large[place].shape)
+    return Image.fromarray(overlay(loaded.picture, large, scale.low, scale.high))
 
 
 def _place(view: View, size: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:
@@ -291,13 +342,13 @@ def _encoded(image: Image.Image, form: str, **options: Any) -> bytes:
     return stream.getvalue()
 
 
-class _Tables:
+class Tables:
     """The two tables on disk, each a line longer for every image; what is there stays if the work breaks off."""
 
     def __init__(self, folder: Path, rows: list[dict[str, Any]], regions: list[dict[str, Any]]) -> None:
         self.folder, self.rows, self.regions = folder, rows, regions
 
-    def __enter__(self) -> _Tables:
+    def __enter__(self) -> Tables:
         for name, columns, lines in ((SCORES, SCORE_COLUMNS, self.rows), (REGIONS, REGION_COLUMNS, self.regions)):
             write_atomic(
                 self.folder / name, escaped.cells(pd.DataFrame(lines, columns=list(columns))).to_csv(index=False)
@@ -325,8 +376,8 @@ class _Tables:
             ) from error
 
 
-def _kept(folder: Path, wanted: set[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the lines of the images that an earlier call judged."""
+def kept_lines(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the lines of the images that are OK or NOK in the tables of a folder, and those of their regions."""
     found: list[list[dict[str, Any]]] = []
     for name, columns in ((SCORES, SCORE_COLUMNS), (REGIONS, REGION_COLUMNS)):
         path = folder / name
@@ -340,8 +391,16 @@ def _kept(folder: Path, wanted: set[str]) -> tuple[list[dict[str, Any]], list[di
         if lines and set(lines[0]) - {None} != set(columns):
             raise DataError(f"{path} has other columns than {', '.join(columns)}; write to another folder")
         found.append([line for line in lines if None not in line.values()])  # one that broke off is judged again
-    rows = {x["image"]: x for x in found[0] if x["verdict"] in (OK, NOK) and x["image"] in wanted}
-    return list(rows.values()), [x for x in found[1] if x["image"] in rows]
+    rows = [x for x in found[0] if x["verdict"] in (OK, NOK)]
+    known = {x["image"] for x in rows}
+    return rows, [x for x in found[1] if x["image"] in known]
+
+
+def _kept(folder: Path, wanted: set[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the lines of the wanted images that an earlier call judged."""
+    rows, regions = kept_lines(folder)
+    last = {x["image"]: x for x in rows if x["image"] in wanted}
+    return list(last.values()), [x for x in regions if x["image"] in last]
 
 
 def _coco(rows: list[dict[str, Any]], regions: list[dict[str, Any]], names: dict[Path, str]) -> dict[str, Any]:

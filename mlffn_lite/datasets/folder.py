@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 import torch
@@ -117,19 +117,20 @@ def limit_pixels(count: int) -> None:
     Image.MAX_IMAGE_PIXELS = max(count, Image.MAX_IMAGE_PIXELS or 0)
 
 
-def open_file(path: str | Path) -> Image.Image:
+def open_file(path: str | Path | BinaryIO, name: object = None) -> Image.Image:
     """Open an image file of a format that is safe to read, HEIC included where pillow-heif is installed.
 
-    A DataError says that it has more pixels than :func:`limit_pixels` allows.
+    A DataError says that it has more pixels than :func:`limit_pixels` allows; ``name`` stands there for a stream.
     """
-    heic = Path(path).suffix.lower() in _HEIC
-    image = Image.open(_regular(path), formats=[*_FORMATS, *_heif_reader()] if heic else _FORMATS)
+    named = isinstance(path, str | Path)
+    heic = Path(str(path)).suffix.lower() in _HEIC if named else find_spec("pillow_heif") is not None
+    source = _regular(path) if isinstance(path, str | Path) else path
+    image = Image.open(source, formats=[*_FORMATS, *_heif_reader()] if heic else _FORMATS)
     if image.width * image.height > _limit:
         size = times(image)
         image.close()
-        raise DataError(
-            f"{path}: {size} pixels are more than {_limit / 1e6:g} million; allow more with mlffn --max-megapixels"
-        )
+        allowed = f"{_limit / 1e6:g} million; allow more with mlffn --max-megapixels"
+        raise DataError(f"{name or path}: {size} pixels are more than {allowed}")
     return image
 
 
@@ -141,24 +142,27 @@ def _heif_reader() -> list[str]:
     return ["HEIF"]
 
 
-def open_image(path: str | Path) -> Image.Image:
+def open_image(path: str | Path | BinaryIO, name: object = None) -> Image.Image:
     """Decode an image file to its end and turn it upright as its EXIF tag says; the colour mode stays.
+
+    ``name`` stands in errors instead of the path, for a stream that has none.
 
     Raises
     ------
     DataError
         If the file cannot be decoded, is too large to be safe, or has a side shorter than 8 pixels.
     """
+    name = name or path
     try:
-        with open_file(path) as image:
-            return upright(image, path)
+        with open_file(path, name) as image:
+            return upright(image, name)
     except DataError:
         raise
     except MissingExtraError as error:
         raise DataError(f"{path}: {error}") from error
     except Exception as error:
         why = "not a known image format" if isinstance(error, Image.UnidentifiedImageError) else error
-        raise DataError(f"{path}: cannot be read ({why})") from error
+        raise DataError(f"{name}: cannot be read ({why})") from error
 
 
 def _regular(path: str | Path) -> Path:

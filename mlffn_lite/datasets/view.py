@@ -73,6 +73,11 @@ class View:
         """Mask of the ignored pixels of a cut photograph, white where they are, at its own size; None for none."""
         return View(self.box).cut(_mask(self.png), "the mask of ignored pixels") if self.png else None
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Width and height that a photograph must have for the mask of ignored pixels; None for any."""
+        return _mask(self.png).size if self.png else None
+
     def ignored(self, shape: tuple[int, int]) -> Tensor | None:
         """Return which pixels of a cut image of (height, width) any ignored one touches, (H, W) bool; None for none."""
         return _ignored(self, shape) if self.png else None
@@ -89,7 +94,7 @@ class View:
         if (ignored := self.ignored((maps.shape[-2], maps.shape[-1]))) is None or not len(maps):
             return maps
         ignored = ignored.to(maps.device)
-        lowest = maps[:, ~ignored].amin(1)
+        lowest = maps.masked_fill(ignored, torch.inf).flatten(1).amin(1)
         return torch.where(ignored, lowest[:, None, None], maps)
 
     def placed(self, heat: np.ndarray, size: tuple[int, int], outside: float) -> np.ndarray:

@@ -16,18 +16,21 @@ from mlffn_lite.studies.store import Store
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-STUDIES = ("compare_real", "compare_miniparts", "methods_miniparts", "miniparts", "real")
+STUDIES = ("compare_real", "compare_miniparts", "methods_miniparts", "miniparts", "miniparts_smaller", "real")
+SUSPECTS = ("suspects_miniparts", "suspects_kinds", "suspects_trained")
+"""Experiments about Table 4, of which only what they explain is drawn."""
 README = ROOT / "README.md"
 
 
 def main() -> None:
     """Refresh all that is there."""
-    for name in STUDIES:
+    for name in (*STUDIES, *SUSPECTS):
         if (HERE / name / "cells").is_dir():
             Store(HERE / name).seal()
             (report,) = write_reports(HERE / name)
             panels = sorted(report.glob("maps_*.png"))[1:]  # one set's heatmaps are enough to commit
-            for figure in {*report.glob("*.png")} - {*panels}:
+            figures = {report / "attribution.png"} if name in SUSPECTS else {*report.glob("*.png")} - {*panels}
+            for figure in figures:
                 shutil.copyfile(figure, ROOT / "figures" / f"{name}_{figure.name}")
     write_atomic(README, with_tables(README.read_text("utf-8")))
 

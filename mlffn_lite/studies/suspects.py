@@ -157,10 +157,12 @@ def attribution(records: Sequence[Mapping[str, Any]], grids: Sequence[Grid]) -> 
         rows += _attributed(grid, usual, usual, lambda before, after: _condition(before, after))
     if grids:
         for name, probe, words in (("transfer", "pseudo", "held-out pseudo-anomalies"), ("score", "distance", "map A")):
-            found = [frame(records, grid, probe) for grid in grids]
             usual = frame(records, grids[0])
-            cells = pd.concat(found).drop_duplicates(["set", "seed", "column"])
-            steps = [step for step in grids[0].steps if _condition(*step) == AS_IS]
+            found = frame(records, grids[0], probe)
+            asked = set(found["column"])
+            # What has no other map is its own answer: a baseline has the map A only.
+            cells = pd.concat([found, usual[~usual["column"].isin(asked)]]) if name == "score" else found
+            steps = [s for s in grids[0].steps if _condition(*s) == AS_IS and s[1] in asked]
             rows += _attributed(grids[0], cells, usual, lambda *_, w=words: w, steps=steps, name=name)
     table = pd.DataFrame(rows)
     return table.drop_duplicates(["experiment", "condition", "before", "after", "metric"]) if rows else table

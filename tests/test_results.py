@@ -71,7 +71,7 @@ def test_no_image_and_no_absolute_path_is_among_the_results(name: str) -> None:
 
 
 def test_what_is_committed_is_refreshed(refresh: ModuleType) -> None:
-    assert set(STORES) <= set((*refresh.STUDIES, *refresh.SUSPECTS))
+    assert set(STORES) <= {*refresh.STUDIES, *refresh.SUSPECTS}
     text = (ROOT / "README.md").read_text("utf-8")
     assert text.count("<!-- results: ") == text.count("<!-- /results -->") >= 2
     assert refresh.with_tables(text) == text

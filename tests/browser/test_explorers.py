@@ -124,7 +124,8 @@ def test_a_category_brings_its_own_threshold_and_colours(heatmaps: Notebook) -> 
     """Both ways: a browser may push a slider's old value into its new range, and send that back."""
     box = Box(heatmaps, "HeatmapExplorer")
     box.press(box.root.get_by_role("button", name="Reset"), "Space", label=False)
-    thresholds, colours = {}, {}
+    thresholds: dict[str, str] = {}
+    colours: dict[str, str] = {}
     for category in ("weave", "flange", "weave", "flange"):
         if box.choice("Category").evaluate("list => list.selectedOptions[0].label") != category:
             box.choice("Category").select_option(label=category)

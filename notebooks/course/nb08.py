@@ -4,31 +4,63 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from mlffn_lite.losses import feature_loss
 
 from .checks import exercise
 
 
+def _balanced(distance: Tensor, mask: Tensor, *, log: bool = True, halves: bool = True) -> Tensor:
+    near, far = distance[~mask], distance[mask]
+    far = -torch.log(-torch.expm1(-far)) if log else -torch.log(1 - torch.exp(-far) + 1e-31)
+    if not halves:
+        return (near.sum() + far.sum()) / mask.numel()
+    return (near.sum() / max(1, len(near)) + far.sum() / max(1, len(far))) / 2
+
+
 @exercise(
     "08.1",
     wrong={
-        "gives the distance instead of the radius": lambda p: -math.log(p),
-        "forgets that the distance has 1 taken off": lambda p: math.sqrt(math.log(p) ** 2 + 1),
-        "drops the square root": lambda p: (1 - math.log(p)) ** 2 - 1,
+        "adds 1e-31 under the logarithm": lambda a, y: _balanced(a, y, log=False),
+        "is equation (3)": lambda a, y: _balanced(a, y, halves=False),
+        "takes the mean of nothing": lambda a, y: (a[~y].mean() - torch.log(-torch.expm1(-a[y])).mean()) / 2,
+        "forgets the halves": lambda a, y: 2 * _balanced(a, y),
     },
 )
-def radius(answer: Callable[[float], float]) -> None:
-    """The radius of a feature that is normal with probability p."""
-    assert math.isclose(float(answer(1.0)), 0, abs_tol=1e-9), "a pixel that is normal for certain lies at the centre"
-    for p in (0.9, 0.5, 0.1, 1e-3):
-        r = float(answer(p))
-        assert math.isfinite(r), f"radius({p}) must be a finite number"
-        again = math.exp(1 - math.sqrt(r * r + 1))
-        assert math.isclose(again, p, rel_tol=1e-6), f"at radius({p}) = {r:.3f} the probability is {again:.3f}, not {p}"
+def stable_loss(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Equation (4) in a form that holds near the centre."""
+    g = torch.Generator().manual_seed(8)
+    usual = 0.1 + 4.9 * torch.rand(2, 1, 6, 6, generator=g)
+    some, none = torch.rand(usual.shape, generator=g) < 0.2, torch.zeros(usual.shape, dtype=torch.bool)
+    cases = {
+        "distances from 0.1 to 5": (usual, some),
+        "no pixel is anomalous": (usual, none),
+        "all pixels are anomalous": (usual, ~none),
+        "anomalous pixels near the centre": (torch.where(some, 1e-8, usual), some),
+    }
+    for what, (distance, mask) in cases.items():
+        given = distance.clone().requires_grad_()
+        ours, expected = torch.as_tensor(answer(given, mask)), feature_loss(distance, mask)
+        assert ours.ndim == 0, "return one number"
+        assert torch.isclose(ours.to(expected.dtype), expected, rtol=1e-4), (
+            f"{what}: (4) is {expected.item():.4f}, not {ours.item():.4f}"
+        )
+        (slope,) = torch.autograd.grad(ours, given)
+        assert slope.isfinite().all(), f"{what}: the gradient is not finite"
+
+
+class _Float32(TorchFunctionMode):
+    """Refuse float64 in between."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        assert getattr(result, "dtype", None) != torch.float64, "it computes in float64 in between; use float32 only"
+        return result
 
 
 @exercise(
@@ -40,6 +72,7 @@ def radius(answer: Callable[[float], float]) -> None:
         "computes in float64": lambda a: torch.where(
             a < 1, (-torch.expm1(-a.double())).log(), torch.log1p(-torch.exp(-a.double()))
         ),
+        "computes in float64 and rounds": lambda a: (-torch.expm1(-a.double())).log().float(),
         "gives minus the logarithm": lambda a: (
             -torch.where(a < 0.69, (-torch.expm1(-a)).log(), torch.log1p(-(-a).exp()))
         ),
@@ -50,7 +83,8 @@ def log1mexp(answer: Callable[[Tensor], Tensor]) -> None:
     a = torch.logspace(-8, math.log10(80), 60)
     wide = a.double()
     exact = torch.where(wide < 1, torch.log(-torch.expm1(-wide)), torch.log1p(-torch.exp(-wide)))
-    ours = answer(a)
+    with _Float32():
+        ours = answer(a)
     assert isinstance(ours, Tensor), "return a tensor"
     assert ours.shape == a.shape, "return a tensor of the shape of the argument"
     assert ours.dtype == torch.float32, "stay in float32"

@@ -26,6 +26,9 @@ def _top(maps: Tensor, share: float, least: int = 1) -> Tensor:
     "11.1",
     wrong={
         "the quantile, not the mean above it": lambda maps, share: _top(maps, share)[:, -1],
+        "rounds the number of pixels down": lambda maps, share: (
+            maps.flatten(1).topk(max(1, int(share * maps[0].numel())), dim=1).values.mean(1)
+        ),
         "still the maximum": lambda maps, share: maps.flatten(1).amax(1),
         "a mean over nothing for small maps": lambda maps, share: _top(maps, share, least=0).mean(1),
         "the largest pixels of all maps together": lambda maps, share: (
@@ -36,7 +39,7 @@ def _top(maps: Tensor, share: float, least: int = 1) -> Tensor:
 def top_mean(answer: Callable[[Tensor, float], Tensor]) -> None:
     """Mean of the largest pixels of each map."""
     maps = _noise(5, 12, 10) + torch.arange(5)[:, None, None]
-    for share in (1.0, 0.25, 0.1, 1e-4):
+    for share in (1.0, 0.25, 0.13, 0.1, 1e-4):
         expected, given = _top(maps, share).mean(1), answer(maps, share)
         assert isinstance(given, Tensor), "return a tensor"
         assert given.shape == (5,), f"five maps must give five scores, not {tuple(given.shape)}"

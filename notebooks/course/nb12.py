@@ -6,70 +6,68 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import pandas as pd
+from scipy import stats
 
 from mlffn_lite.config import Config
 from mlffn_lite.studies.grid import arm_config, ratio_config, study_config
-from mlffn_lite.studies.statistics import interval
 
 from .checks import exercise
 
-Effect = tuple[float, float, float]
+Ends = tuple[float, float]
 
 
-def _cells() -> pd.DataFrame:
-    """Two arms on four sets of very different difficulty, three seeds, in disorder; one cell is missing."""
+def _study(sizes: Sequence[int]) -> list[np.ndarray]:
+    """Differences of sets that lie far apart, with as many seeds each."""
     rng = np.random.default_rng(12)
-    rows = [
-        {"set": f"set{i}", "seed": seed, "column": arm, "pro": 60 + 10 * i + gain + rng.normal()}
-        for i in range(4)
-        for seed in range(3)
-        for arm, gain in (("a", 0.0), ("b", 2.0), ("c", -5.0))
-    ]
-    return pd.DataFrame(rows).drop(index=4).sample(frac=1, random_state=12).reset_index(drop=True)
+    return [10 * i + rng.normal(size=n) for i, n in enumerate(sizes)]
 
 
-def _by_position(cells: pd.DataFrame, before: str, after: str, metric: str) -> Effect:
-    first, second = (cells.loc[cells["column"] == arm, metric].to_numpy() for arm in (before, after))
-    count = min(len(first), len(second))
-    pairs = second[:count] - first[:count]
-    return (float(pairs.mean()), *interval(pairs))
+def _around(groups: Sequence[np.ndarray], error: float, free: int) -> Ends:
+    mean = float(np.mean([g.mean() for g in groups]))
+    reach = float(stats.t.ppf(0.975, free)) * error
+    return mean - reach, mean + reach
 
 
-def _backwards(cells: pd.DataFrame, before: str, after: str, metric: str) -> Effect:
-    table = cells.pivot(index=["set", "seed"], columns="column", values=metric)
-    pairs = (table[before] - table[after]).dropna().to_numpy()
-    return (float(pairs.mean()), *interval(pairs))
+def _of_all_pairs(groups: Sequence[np.ndarray]) -> Ends:
+    pairs = np.concatenate(groups)
+    return _around(groups, pairs.std(ddof=1) / math.sqrt(len(pairs)), len(pairs) - 1)
 
 
-def _normal(cells: pd.DataFrame, before: str, after: str, metric: str) -> Effect:
-    table = cells.pivot(index=["set", "seed"], columns="column", values=metric)
-    pairs = (table[after] - table[before]).dropna()
-    return pairs.mean(), pairs.mean() - pairs.std(), pairs.mean() + pairs.std()
+def _of_sets(groups: Sequence[np.ndarray]) -> Ends:
+    means = np.array([g.mean() for g in groups])
+    return _around(groups, means.std(ddof=1) / math.sqrt(len(means)), len(means) - 1)
+
+
+def _within(groups: Sequence[np.ndarray], *, lost: int = 1, normal: bool = False) -> Ends:
+    free = sum(len(g) - lost for g in groups)
+    variance = sum(((g - g.mean()) ** 2).sum() for g in groups) / free
+    error = math.sqrt(variance * sum(1 / len(g) for g in groups)) / len(groups)
+    return _around(groups, error, 10**6 if normal else free)
 
 
 @exercise(
     "12.1",
     wrong={
-        "subtracts rows by position": _by_position,
-        "subtracts the wrong way round": _backwards,
-        "gives the deviation instead of the interval": _normal,
+        "puts all pairs into one pot": _of_all_pairs,
+        "answers the other question": _of_sets,
+        "divides by the number of pairs": lambda groups: _within(groups, lost=0),
+        "takes the normal distribution's quantile": lambda groups: _within(groups, normal=True),
     },
 )
-def effect(answer: Callable[[pd.DataFrame, str, str, str], Effect]) -> None:
-    """The mean paired difference of two arms, and its interval."""
-    cells = _cells()
-    for before, after in (("a", "b"), ("b", "c")):
-        table = cells.pivot(index=["set", "seed"], columns="column", values="pro")
-        pairs = (table[after] - table[before]).dropna().to_numpy()
-        mean, low, high = (float(v) for v in answer(cells.copy(), before, after, "pro"))
-        assert all(map(math.isfinite, (mean, low, high))), (
-            "all three numbers must be finite; leave incomplete pairs out"
+def these_sets(answer: Callable[[list[np.ndarray]], Ends]) -> None:
+    """The interval of the mean over these sets."""
+    for sizes in ((3, 3, 3), (2, 4, 3), (5, 5)):
+        groups = _study(sizes)
+        low, high = (float(x) for x in answer([g.copy() for g in groups]))
+        wanted = _within(groups)
+        mean = sum(wanted) / 2
+        assert math.isclose((low + high) / 2, mean, abs_tol=1e-6), (
+            f"the middle is {(low + high) / 2:.2f}, not {mean:.2f}: the mean over sets of each set's mean"
         )
-        assert math.isclose(mean, pairs.mean(), abs_tol=1e-9), (
-            f"the mean is {mean:.2f}; subtract cells of the same set and seed, after minus before, whatever their order"
+        assert math.isclose(high - low, wanted[1] - wanted[0], rel_tol=1e-4), (
+            f"sets of {sizes} seeds: the interval reaches {(high - low) / 2:.2f} to either side, not"
+            f" {(wanted[1] - wanted[0]) / 2:.2f}; what varies is seeds around their own set's mean, with f free"
         )
-        assert np.allclose((low, high), interval(pairs), atol=0.05), "the ends must be the bootstrap's of these pairs"
 
 
 @exercise(

@@ -210,7 +210,7 @@ def run(names: Sequence[str] = (), root: Path = ROOT, *, fresh: bool = False) ->
 
 
 def patience() -> float:
-    """Return by what factor a notebook may take longer here than on two free cores."""
+    """Return by what factor a notebook, and a cell, may take longer here than on two free cores."""
     return float(os.environ.get("MLFFN_PATIENCE", "1"))
 
 
@@ -249,7 +249,7 @@ def execute(nb: NotebookNode, folder: Path, figures: Path) -> str | None:
     client = NotebookClient(
         nb,
         km=AsyncKernelManager(kernel_name=CURRENT_ENV_KERNEL_NAME, kernel_spec_manager=NbvalKernelspecManager()),
-        timeout=CELL_SECONDS,
+        timeout=(seconds := round(CELL_SECONDS * patience())),
         record_timing=False,
         coalesce_streams=True,
         resources={"metadata": {"path": str(folder)}},
@@ -259,7 +259,7 @@ def execute(nb: NotebookNode, folder: Path, figures: Path) -> str | None:
     try:
         client.execute(env={**os.environ, **settings}, stderr=subprocess.DEVNULL)  # the kernel's own, not a cell's
     except CellTimeoutError:
-        return f"{_place(nb, at)} took more than {CELL_SECONDS} s"
+        return f"{_place(nb, at)} took more than {seconds} s{BUSY}"
     except DeadKernelError:
         return f"{_place(nb, at)} ended the kernel, perhaps for want of memory"
     except CellExecutionError as error:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from mlffn_lite.losses import resize_mask
-from mlffn_lite.metrics import image_auroc
 
 from .checks import exercise
 
@@ -21,24 +20,31 @@ def _relative(images: Tensor, dims: tuple[int, ...]) -> Tensor:
     return (images - images.mean(dims, keepdim=True)) / images.std(dims, keepdim=True)
 
 
+def _golden(images: Tensor, mean: Tensor, deviation: Tensor, *, floor: float = 0.02, signed: bool = False) -> Tensor:
+    away = images - mean if signed else (images - mean).abs()
+    return (away / (deviation + floor)).amax(1)
+
+
 @exercise(
     "01.1",
     wrong={
-        "equal scores count in full": lambda s, y: float((s[y == 1][:, None] >= s[y == 0]).double().mean()),
-        "equal scores count nothing": lambda s, y: float((s[y == 1][:, None] > s[y == 0]).double().mean()),
-        "compares the means": lambda s, y: float(s[y == 1].mean() > s[y == 0].mean()),
+        "darker pixels do not count": lambda x, m, s: _golden(x, m, s, signed=True),
+        "forgets the floor": lambda x, m, s: _golden(x, m, s, floor=0.0),
+        "the mean over channels": lambda x, m, s: ((x - m).abs() / (s + 0.02)).mean(1),
+        "keeps the channels": lambda x, m, s: (x - m).abs() / (s + 0.02),
     },
 )
-def auroc(answer: Callable[[Tensor, Tensor], float]) -> None:
-    """AUROC of scores with ties."""
-    labels = torch.tensor([0, 1] * 20)
-    constant = answer(torch.zeros(40), labels)
-    assert abs(constant - 0.5) < 1e-6, f"a constant score knows nothing and has 0.5; got {constant:.3f}"
-    for seed in range(3):
-        scores = (5 * _noise(40, seed=seed) + labels).round()
-        got, expected = float(answer(scores, labels)), image_auroc(scores, labels)
-        assert abs(got - expected) < 1e-6, f"for scores with ties it should be {expected:.3f}; got {got:.3f}"
-    assert answer(labels.float(), labels) > 0.999, "scores that rank perfectly have 1"
+def golden_sample(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+    """Deviation from the mean of good images, in units of theirs."""
+    images, mean, deviation = _noise(4, 3, 6, 8), _noise(3, 6, 8, seed=1), 0.1 * _noise(3, 6, 8, seed=2)
+    deviation[:, 0, 0] = 0
+    got = answer(images, mean, deviation)
+    assert got.shape == (4, 6, 8), f"expected a map per image, (4, 6, 8), got {tuple(got.shape)}"
+    assert bool(torch.isfinite(got).all()), "where the good images are all alike, the score is not finite"
+    assert float(got.min()) >= 0, "no score is negative; darker than the mean is as unusual as brighter"
+    assert torch.allclose(got, _golden(images, mean, deviation), rtol=1e-4), (
+        "that is not the largest |x − μ| / (σ + 0.02)"
+    )
 
 
 @exercise(

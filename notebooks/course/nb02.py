@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -28,8 +29,44 @@ def _visible(before: Tensor, after: Tensor) -> Tensor:
     return ((after - before).abs() > VISIBLE_CHANGE).any(1, keepdim=True)
 
 
+def _squares(
+    centre: Tensor, side: Tensor, angle: Tensor, sigma: float, size: int, *, turn: float = 1.0, half: float = 2.0
+) -> Tensor:
+    pixel = torch.arange(size)
+    dy, dx = pixel[:, None] - centre[:, 0, None, None], pixel - centre[:, 1, None, None]
+    cos, sin, edge = (t[:, None, None] for t in (angle.cos(), turn * angle.sin(), side / half))
+    scale = math.sqrt(2) * sigma
+    along, across = (
+        ((t + edge) / scale).erf() - ((t - edge) / scale).erf() for t in (dy * cos + dx * sin, dx * cos - dy * sin)
+    )
+    return (along * across / 4)[:, None]
+
+
 @exercise(
     "02.1",
+    wrong={
+        "turns the other way": lambda *given: _squares(*given, turn=-1.0),
+        "takes the side for half of it": lambda *given: _squares(*given, half=1.0),
+        "swaps rows and columns": lambda centre, *given: _squares(centre.flip(1), *given),
+        "sharp squares": lambda *given: (_squares(*given) > 0.5).float(),
+        "forgets the channel": lambda *given: _squares(*given)[:, 0],
+    },
+)
+def coverage(answer: Callable[[Tensor, Tensor, Tensor, float, int], Tensor]) -> None:
+    """Blurred squares, one per image."""
+    centre, side = torch.tensor([[10.0, 20.0], [15.5, 14.0]]), torch.tensor([8.0, 5.0])
+    upright, turned = torch.zeros(2), torch.tensor([0.4, -0.7])
+    got = answer(centre, side, upright, 1.5, 32)
+    assert got.shape == (2, 1, 32, 32), f"expected (B, 1, size, size) = (2, 1, 32, 32), got {tuple(got.shape)}"
+    assert got[0, 0, 10, 20] > 0.95, "in the middle of a square, which is at (row, column), the coverage is nearly 1"
+    assert abs(float(got[0].sum()) - 64) < 1, "a blur keeps the area: the coverage of a square of side 8 sums to 64"
+    assert torch.allclose(got, _squares(centre, side, upright, 1.5, 32), atol=1e-4), "the blur is another"
+    found = answer(centre, side, turned, 1.5, 32)
+    assert torch.allclose(found, _squares(centre, side, turned, 1.5, 32), atol=1e-4), "a turned square looks otherwise"
+
+
+@exercise(
+    "02.2",
     wrong={
         "the default": ConfettiNoise(),
         "one square of the default": ConfettiNoise(count=(1, 1)),
@@ -49,7 +86,7 @@ def small(answer: Callable[..., Generated]) -> None:
 
 
 @exercise(
-    "02.2",
+    "02.3",
     wrong={
         "chooses images independently": lambda ratio, batch, batches: (1 - ratio) ** (batch * batches),
         "rounds the number": lambda ratio, batch, batches: float(round(ratio * batch) == 0),
@@ -86,7 +123,7 @@ def _marks_a_box(images: Tensor, generator: torch.Generator) -> Generated:
 
 
 @exercise(
-    "02.3",
+    "02.4",
     wrong={
         "always the same place": _grey_box,
         "global random numbers": lambda images, generator: ConfettiNoise()(

@@ -174,3 +174,35 @@ def distance(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     assert torch.allclose(got, expected, rtol=1e-3), "the distances differ from those of distances_by_loops"
     moved = answer(3 * features + 2, 3 * reference + 2)
     assert torch.allclose(moved, expected, rtol=1e-2), "scaling and shifting all features should change no distance"
+
+
+Levels = list[Tensor]
+
+
+def _standard(levels: Levels, good: Levels, *, own: bool = False, dims: tuple[int, ...] = (0, 2, 3)) -> Levels:
+    pairs = zip(levels, levels if own else good, strict=True)
+    return [(x - r.mean(dims, keepdim=True)) / r.std(dims, keepdim=True) for x, r in pairs]
+
+
+@exercise(
+    "03.5",
+    wrong={
+        "uses the levels' own statistics": lambda x, good: _standard(x, good, own=True),
+        "all channels together": lambda x, good: _standard(x, good, dims=(0, 1, 2, 3)),
+        "only centres": lambda x, good: [a - g.mean((0, 2, 3), keepdim=True) for a, g in zip(x, good, strict=True)],
+        "forgets all levels but the first": lambda x, good: _standard(x[:1], good[:1]),
+    },
+)
+def standardise(answer: Callable[[Levels, Levels], Levels]) -> None:
+    """Levels on the scale of the good images."""
+    scales = torch.tensor([1.0, 5.0, 0.2]).view(1, 3, 1, 1)
+    good = [scales * _noise(6, 3, side, side) + 2 for side in (8, 4)]
+    levels = [3 * scales * _noise(2, 3, side, side, seed=1) for side in (8, 4)]
+    got = answer(levels, good)
+    assert len(got) == 2, f"return as many levels as are given, 2; got {len(got)}"
+    assert [x.shape for x in got] == [x.shape for x in levels], "every level keeps its shape"
+    for x in answer(good, good):
+        assert x.mean((0, 2, 3)).abs().max() < 1e-3, "the good images themselves must have the mean 0 in every channel"
+        assert (x.std((0, 2, 3)) - 1).abs().max() < 0.05, "and the deviation 1"
+    for x, expected in zip(got, _standard(levels, good), strict=True):
+        assert torch.allclose(x, expected, rtol=2e-2, atol=1e-2), "mean and deviation must be those of the good images"

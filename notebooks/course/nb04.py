@@ -1,4 +1,4 @@
-"""Checks of notebook 04: levels, the literal window, and a window that trades weight."""
+"""Checks of notebook 04: equation (1), the read-out, the literal window, and a window that trades weight."""
 
 from __future__ import annotations
 
@@ -10,45 +10,68 @@ from torch import Tensor
 from .checks import exercise
 
 
-def _rounded(x: Tensor, low: float, high: float, levels: int) -> Tensor:
-    return ((x - low) / (high - low) * levels).round().long().clamp(0, levels - 1)
+def _centres(m: Tensor, levels: int, first: float = 0.5) -> Tensor:
+    return m.min() + (torch.arange(levels).to(m) + first) * (m.max() - m.min()) / levels
 
 
-def _one_too_many(x: Tensor, low: float, high: float, levels: int) -> Tensor:
-    return ((x - low) / (high - low) * levels).floor().long()
+def _equation_1(m: Tensor, levels: int, *, first: float = 0.5, bins: float = 1.0, flat: bool = False) -> Tensor:
+    distance = (_centres(m, levels, first)[:, None] - m).abs()
+    return (1 - distance * (not flat)) * (distance < bins * (m.max() - m.min()) / levels)
 
 
-@exercise("04.1", wrong={"takes the nearest edge": _rounded, "gives the maximum a level of its own": _one_too_many})
-def level_of(answer: Callable[[Tensor, float, float, int], Tensor]) -> None:
-    """Index of the level whose centre is nearest."""
-    x = torch.tensor([-0.5, -0.3, 0.1, 0.24, 0.26, 0.9, 1.0])
-    got = answer(x, -0.5, 1.0, 6)
-    assert isinstance(got, Tensor), "return a tensor"
-    assert got.shape == x.shape, "return one level for each similarity"
-    assert not got.is_floating_point(), "return integers"
-    assert got[0] == 0, "the minimum belongs to the first level, which has the index 0"
-    assert got[-1] == 5, "the maximum belongs to the last level"
-    assert got.tolist() == [0, 0, 2, 2, 3, 5, 5], "some similarity does not get the level whose centre is nearest"
-    fine = torch.linspace(-0.2, 0.7, 997)
-    centres = -0.2 + (torch.arange(7) + 0.5) * 0.9 / 7
-    gap = (centres[answer(fine, -0.2, 0.7, 7)] - fine).abs().max()
-    assert gap < 0.5 * 0.9 / 7 + 1e-4, "no similarity lies farther than half a bin from the centre of its level"
+@exercise(
+    "04.1",
+    wrong={
+        "levels at the right edges": lambda m, count: _equation_1(m, count, first=1.0),
+        "a window of half a bin": lambda m, count: _equation_1(m, count, bins=0.5),
+        "no window": lambda m, count: _equation_1(m, count, bins=1e9),
+        "all weights 1": lambda m, count: _equation_1(m, count, flat=True),
+        "a row per pixel": lambda m, count: _equation_1(m, count).T,
+    },
+)
+def quantise(answer: Callable[[Tensor, int], Tensor]) -> None:
+    """Equation (1) with levels at centres and the window full_bin."""
+    m = torch.rand(97, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1.4 - 0.5
+    got = answer(m, 6)
+    assert got.shape == (6, 97), f"expected a row per level and a column per pixel, (6, 97), got {tuple(got.shape)}"
+    expected, active = _equation_1(m, 6), (got > 0).sum(0)
+    assert active.min() >= 1, "every pixel must be active at a level"
+    assert active.max() <= 2, "a pixel is active at two levels at most"
+    assert torch.equal(got > 0, expected > 0), "some pixel is active at another level than at those nearer than a bin"
+    assert torch.allclose(got, expected, atol=1e-6), (
+        "the weight of an active level is 1 − |L − M|, not divided by anything"
+    )
 
 
-@exercise("04.2", wrong={"negative below 1": lambda span: 1 - 1 / span, "inverted": lambda span: max(0.0, 1 - span)})
+@exercise(
+    "04.2",
+    wrong={
+        "swaps levels and channels": lambda d, e, size: (d @ d.mT @ e).unflatten(2, size),
+        "divides by the weights": lambda d, e, size: (d.mT @ (e / e.sum(1, keepdim=True))).unflatten(2, size),
+        "swaps rows and columns": lambda d, e, size: (d.mT @ e).unflatten(2, size[::-1]).mT,
+    },
+)
+def read_out(answer: Callable[[Tensor, Tensor, tuple[int, int]], Tensor]) -> None:
+    """R = D′ᵀE, as a map."""
+    draws = torch.Generator().manual_seed(0)
+    described, encoding = (torch.rand(2, 5, k, generator=draws) for k in (3, 12))
+    got = answer(described, encoding, (3, 4))
+    assert got.shape == (2, 3, 3, 4), f"expected (B, C, H, W) = (2, 3, 3, 4), got {tuple(got.shape)}"
+    pixel = torch.stack([described[1, n] * encoding[1, n, 6] for n in range(5)]).sum(0)
+    assert torch.allclose(got[1, :, 1, 2], pixel, atol=1e-5), (
+        "row 1, column 2 is pixel 6: it gets Σ E of its levels times D′"
+    )
+    assert torch.allclose(got.flatten(2), described.mT @ encoding, atol=1e-5), "that is not the sum over the levels"
+
+
+@exercise("04.3", wrong={"negative below 1": lambda span: 1 - 1 / span, "inverted": lambda span: max(0.0, 1 - span)})
 def lost_share(answer: Callable[[float], float]) -> None:
     """Share of evenly spread similarities outside all literal windows."""
     for span, expected in ((1.8, 4 / 9), (1.25, 0.2), (2.0, 0.5)):
         got = float(answer(span))
-        assert abs(got - expected) < 0.01, f"at a range of {span} that is not the share which Figure 04.4 shows"
+        assert abs(got - expected) < 0.01, f"at a range of {span} that is not the share that the table shows"
     for span in (1.0, 0.5, 0.05):
         assert abs(float(answer(span))) < 1e-6, f"a range of {span} is covered; a share is never < 0"
-
-
-def _weights_of_equation_1(m: Tensor, levels: int) -> Tensor:
-    step = (m.max() - m.min()) / levels
-    distance = (m.min() + (torch.arange(levels).to(m) + 0.5)[:, None] * step - m).abs()
-    return (1 - distance) * (distance < step)
 
 
 def _loses_the_ends(m: Tensor, levels: int) -> Tensor:
@@ -62,9 +85,9 @@ def _without_gradient(m: Tensor, levels: int) -> Tensor:
 
 
 @exercise(
-    "04.3",
+    "04.4",
     wrong={
-        "keeps the flat weights": _weights_of_equation_1,
+        "keeps the flat weights": _equation_1,
         "loses weight at the ends": _loses_the_ends,
         "cuts the gradient": _without_gradient,
     },

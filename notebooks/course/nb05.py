@@ -1,4 +1,4 @@
-"""Checks of notebook 05: pairs by counting, the neighbour below, and two maps that the right neighbour confuses."""
+"""Checks of notebook 05: QCO-2D, the neighbour below, maps that the right one confuses, and both in the network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mlffn_lite.texture import cooccurrence_2d, quantize_1d
+from mlffn_lite.texture import PyramidTexture, cooccurrence_2d, quantize_1d
 
 from .checks import exercise
 
@@ -20,33 +20,39 @@ def _pairs(levels: Tensor, count: int, down: int = 0) -> Tensor:
     return found / found.sum()
 
 
-def _across_rows(levels: Tensor, count: int) -> Tensor:
-    flat = levels.flatten()
-    found = torch.bincount(flat[:-1] * count + flat[1:], minlength=count * count).float()
-    return (found / found.sum()).view(count, count)
+def _products(encoding: Tensor, size: tuple[int, int], *, step: int = 1, across: bool = False) -> Tensor:
+    e = encoding.unflatten(1, size)
+    first, second = (
+        (encoding[:, :-1], encoding[:, 1:]) if across else (e[..., :-step].flatten(1), e[..., step:].flatten(1))
+    )
+    pairs = first @ second.T
+    return pairs / pairs.sum()
 
 
 @exercise(
     "05.1",
     wrong={
-        "pairs the end of a row with the start of the next": _across_rows,
-        "swaps left and right": lambda levels, count: _pairs(levels, count).T,
-        "counts without normalising": lambda levels, count: _pairs(levels, count) * 7,
+        "pairs the end of a row with the start of the next": lambda e, size: _products(e, size, across=True),
+        "swaps left and right": lambda e, size: _products(e, size).T,
+        "counts without normalising": lambda e, size: _products(e, size) * 7,
+        "takes the pixel after the next": lambda e, size: _products(e, size, step=2),
     },
 )
-def pairs_of(answer: Callable[[Tensor, int], Tensor]) -> None:
-    """Co-occurrence of right neighbours, by counting."""
-    levels = torch.tensor([[0, 1, 1], [2, 0, 1]])
-    got = answer(levels, 4)
+def co_occurrence(answer: Callable[[Tensor, tuple[int, int]], Tensor]) -> None:
+    """Co-occurrence of right neighbours."""
+    one_hot = torch.eye(4)[torch.tensor([0, 1, 1, 2, 0, 1])].T  # a map of 2 × 3 pixels
+    got = answer(one_hot, (2, 3))
     assert isinstance(got, Tensor), "return a tensor"
     assert got.shape == (4, 4), (
-        f"expected one row and one column per level, also for absent ones, got {tuple(got.shape)}"
+        f"expected one row and one column per level, also for empty ones, got {tuple(got.shape)}"
     )
     assert abs(float(got.sum()) - 1) < 1e-5, "the matrix must sum to 1"
     assert got[1, 2] == 0, "the last pixel of a row and the first of the next are no neighbours"
     assert got[2, 0] > 0, "a 2 stands left of a 0: that belongs to row 2, column 0"
-    drawn = torch.randint(0, 5, (9, 13), generator=torch.Generator().manual_seed(3))
-    assert torch.allclose(answer(drawn, 5).float(), _pairs(drawn, 5), atol=1e-5), "wrong counts for a larger map"
+    x = torch.randn(1, 3, 9, 13, generator=torch.Generator().manual_seed(3))
+    encoding = quantize_1d(x, 5).encoding
+    expected = cooccurrence_2d(encoding, (9, 13))[0]
+    assert torch.allclose(answer(encoding[0], (9, 13)), expected, atol=1e-5), "wrong sums for weights between 0 and 1"
 
 
 def _turned_matrix(encoding: Tensor, size: tuple[int, int]) -> Tensor:
@@ -98,3 +104,28 @@ def blind_pair(answer: tuple[Tensor, Tensor]) -> None:
     right, diagonal = ((_pairs(a, 2, down) - _pairs(b, 2, down)).abs().sum().item() for down in (0, 1))
     assert right < 1e-6, f"for the right neighbour the matrices are {right:.3f} apart; they must be equal"
     assert diagonal >= 1, f"for the diagonal neighbour the matrices are {diagonal:.3f} apart; that must be at least 1"
+
+
+def _both(ptfem: PyramidTexture, x: Tensor, *, half: float = 0.5, back: bool = True) -> Tensor:
+    turned = ptfem(x.transpose(2, 3))
+    return half * (ptfem(x) + (turned.transpose(2, 3) if back else turned))
+
+
+@exercise(
+    "05.4",
+    wrong={
+        "one direction": lambda ptfem, x: ptfem(x),
+        "does not turn back": lambda ptfem, x: _both(ptfem, x, back=False),
+        "the sum": lambda ptfem, x: _both(ptfem, x, half=1.0),
+        "only below": lambda ptfem, x: ptfem(x.transpose(2, 3)).transpose(2, 3),
+    },
+)
+def both_ways(answer: Callable[[PyramidTexture, Tensor], Tensor]) -> None:
+    """PTFEM of both neighbours."""
+    torch.manual_seed(0)
+    ptfem, x = PyramidTexture(8).train(), torch.randn(2, 8, 16, 16)  # BN of these pairs lets it see them (section 5)
+    with torch.no_grad():
+        got, turned = answer(ptfem, x), answer(ptfem, x.transpose(2, 3))
+        assert got.shape == x.shape, f"expected the shape of x, {tuple(x.shape)}, got {tuple(got.shape)}"
+        assert torch.allclose(got, turned.transpose(2, 3), atol=1e-5), "a turned map must give the turned result"
+        assert torch.allclose(got, _both(ptfem, x), atol=1e-5), "that is not the mean of both directions"

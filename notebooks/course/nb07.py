@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from mlffn_lite.config import ModelConfig
+from mlffn_lite.config import ModelConfig, TextureConfig
 from mlffn_lite.layers import resize
 from mlffn_lite.network import MLFFN
 
 from .checks import exercise
 
-Stride = Literal[4, 8, 16]
-
 
 class _Levels(nn.Module):
-    """Stands in for a backbone: noise at strides 4, 8 and 16."""
+    """Stands in for a backbone of three levels."""
 
-    def __init__(self, channels: tuple[int, int, int]) -> None:
-        super().__init__()
-        self.channels = channels
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Return the levels of images (B, 3, H, W)."""
-        side = images.shape[-1]
-        return [
-            torch.rand(len(images), c, side // s, side // s) for c, s in zip(self.channels, (4, 8, 16), strict=True)
-        ]
-
-
-def _baseline(channels: tuple[int, int, int], width: int, stride: Stride = 8) -> MLFFN:
-    config = ModelConfig(width=width, stride=stride, self_calibration=False, texture=False, score="distance")
-    levels: Any = _Levels(channels)
-    return MLFFN(config, backbone=levels).eval()
+    channels = (5, 6, 7)
 
 
 def _work(function: Callable[..., Any], *arguments: Any) -> int:
@@ -46,50 +29,47 @@ def _work(function: Callable[..., Any], *arguments: Any) -> int:
     return counter.get_total_flops() // 2
 
 
+def _psi(
+    network: MLFFN,
+    low1: Tensor,
+    low2: Tensor,
+    high: Tensor,
+    *,
+    early: bool = False,
+    once: bool = False,
+    swap: bool = False,
+) -> Tensor:
+    """Forward pass of ψ, or one with a slip."""
+    size, texture = low2.shape[-2:], network.texture
+    low = network.fuse_low(torch.cat([resize(low1, size), low2], 1))
+    described = texture.tem(low)
+    pairs = texture.ptfem(low if once else texture.fuse_tem(torch.cat([low, described], 1)))
+    fine = texture.fuse_all(torch.cat([low, described, pairs], 1))
+    coarse = network.project_high(resize(high, size) if early else high)
+    both = [fine, resize(network.calibrate(coarse), size)]
+    return network.embed(network.fuse(torch.cat(both[::-1] if swap else both, 1)))
+
+
 @exercise(
     "07.1",
     wrong={
-        "forgets batch normalisation": lambda c, w: (sum(c) + 3 * w) * w + w,
-        "gives the fusions a bias too": lambda c, w: (sum(c) + 3 * w) * w + w + 9 * w,
-        "forgets the last layer": lambda c, w: (sum(c) + 2 * w) * w + 6 * w,
+        "enlarges stage 3 too early": lambda *given: _psi(*given, early=True),
+        "forgets TEM on the way to PTFEM": lambda *given: _psi(*given, once=True),
+        "swaps texture and context": lambda *given: _psi(*given, swap=True),
+        "forgets W": lambda network, *levels: network.fuse(network.embed(_psi(network, *levels)).repeat(1, 2, 1, 1)),
     },
 )
-def baseline_parameters(answer: Callable[[tuple[int, int, int], int], int]) -> None:
-    """Parameters of the baseline outside the backbone."""
-    for channels, width in (((24, 40, 112), 128), ((256, 512, 1024), 256), ((3, 5, 7), 8)):
-        expected, given = sum(p.numel() for p in _baseline(channels, width).heads()), answer(channels, width)
-        assert given == expected, (
-            f"for levels of {channels} channels and width {width} the library's network has {expected} parameters,"
-            f" you say {given}: a difference of {given - expected}"
-        )
-
-
-@exercise(
-    "07.2",
-    wrong={
-        "projects stage 3 on the fused map": lambda c, w, n, s: (n // s) ** 2 * (sum(c) + 3 * w) * w,
-        "counts multiplications and additions": lambda c, w, n, s: (
-            2 * ((n // s) ** 2 * (c[0] + c[1] + 3 * w) * w + (n // 16) ** 2 * c[2] * w)
-        ),
-        "fuses the first level at its own resolution": lambda c, w, n, s: (
-            (n // 4) ** 2 * c[0] * w + (n // s) ** 2 * (c[1] + 3 * w) * w + (n // 16) ** 2 * c[2] * w
-        ),
-    },
-)
-def baseline_work(answer: Callable[[tuple[int, int, int], int, int, int], int]) -> None:
-    """Multiply-adds of the baseline outside the backbone."""
-    cases: tuple[tuple[tuple[int, int, int], int, int, Stride], ...] = (
-        ((24, 40, 112), 32, 64, 8),
-        ((24, 40, 112), 32, 64, 4),
-        ((3, 5, 7), 8, 96, 8),
-    )
-    for channels, width, side, stride in cases:
-        expected = _work(_baseline(channels, width, stride), torch.zeros(1, 3, side, side))
-        given = answer(channels, width, side, stride)
-        assert given == expected, (
-            f"for {channels} channels, width {width}, {side} px and stride {stride} the counter finds {expected}"
-            f" multiply-adds, you say {given}: {given / expected:.3f} times as many"
-        )
+def psi(answer: Callable[[MLFFN, Tensor, Tensor, Tensor], Tensor]) -> None:
+    """ψ's forward pass."""
+    torch.manual_seed(0)
+    levels: Any = _Levels()
+    network = MLFFN(ModelConfig(width=8, stride=8), TextureConfig(tem_levels=8), backbone=levels).eval()
+    given = [torch.rand(2, c, side, side) for c, side in zip(levels.channels, (32, 16, 8), strict=True)]
+    with torch.no_grad():
+        got, expected = answer(network, *given), network.head(given).features
+    assert isinstance(got, Tensor), "return the features F, a tensor"
+    assert got.shape == expected.shape, f"the shape must be {tuple(expected.shape)}, it is {tuple(got.shape)}"
+    assert torch.allclose(got, expected, atol=1e-5), "these are not the features of the network; follow the equations"
 
 
 def _naively(weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
@@ -101,7 +81,7 @@ def _swapped(weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return functional.conv2d(low, first) + resize(functional.conv2d(high, second), low.shape[-2:])
 
 
-@exercise("07.3", wrong={"saves nothing": _naively, "takes the wrong columns of the weight": _swapped})
+@exercise("07.2", wrong={"saves nothing": _naively, "takes the wrong columns of the weight": _swapped})
 def fuse_cheaply(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
     """Fusion that multiplies the coarse map at its own resolution."""
     generator = torch.Generator().manual_seed(0)
@@ -118,3 +98,46 @@ def fuse_cheaply(answer: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
         allowed = 2 * outputs * size**2 * (first + second / 4)
         used = _work(answer, weight, low, high)
         assert used <= allowed, f"right, but with {used} multiply-adds; {allowed:.0f} are enough"
+
+
+class _Gated(nn.Module):
+    """The gated fusion, or one with a slip."""
+
+    def __init__(self, width: int, slip: str = "") -> None:
+        super().__init__()
+        self.slip, self.choose = slip, nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        texture, context = x.chunk(2, 1)
+        gate = self.choose(x) if self.slip == "sigmoid" else self.choose(x).sigmoid()
+        if self.slip == "swap":
+            texture, context = context, texture
+        return gate * texture + (gate if self.slip == "both" else 1 - gate) * context
+
+
+@exercise(
+    "07.3",
+    wrong={
+        "forgets the sigmoid": lambda width: _Gated(width, "sigmoid"),
+        "gates both alike": lambda width: _Gated(width, "both"),
+        "swaps the two": lambda width: _Gated(width, "swap"),
+        "adds them": lambda width: nn.Conv2d(2 * width, width, 1),
+    },
+)
+def gated_fuse(answer: Callable[[int], nn.Module]) -> None:
+    """A fusion that chooses."""
+    torch.manual_seed(0)
+    module, x = answer(6), torch.rand(2, 12, 5, 5)
+    assert isinstance(module, nn.Module), "GatedFuse(width) must be a torch.nn.Module"
+    convolutions = [m for m in module.modules() if isinstance(m, nn.Conv2d)]
+    assert len(convolutions) == 1, f"one 1 × 1 convolution is enough; found {len(convolutions)}"
+    wanted = _Gated(6)
+    assert convolutions[0].weight.shape == wanted.choose.weight.shape, "W_g maps 2·width channels to width, 1 × 1"
+    assert convolutions[0].bias is not None, "W_g has a bias"
+    wanted.choose.load_state_dict(convolutions[0].state_dict())
+    with torch.no_grad():
+        got = module(x)
+        assert got.shape == (2, 6, 5, 5), f"expected (B, width, h, w) = (2, 6, 5, 5), got {tuple(got.shape)}"
+        assert torch.allclose(got, wanted(x), atol=1e-5), (
+            "the result is not g ⊙ T + (1 − g) ⊙ H with g = σ(W_g [T; H] + b)"
+        )

@@ -1,4 +1,4 @@
-"""Checks of notebook 06: the cost of the block, how far a row reaches, and a gate without hard borders."""
+"""Checks of notebook 06: the gate, how far a row reaches, and a gate without hard borders."""
 
 from __future__ import annotations
 
@@ -15,19 +15,36 @@ from .checks import exercise
 Gate = Callable[[SelfCalibratedConv, Tensor], Tensor]
 
 
+def _copied(block: SelfCalibratedConv, x: Tensor, *, keep: bool = True, most: bool = False) -> Tensor:
+    context = block.context((F.max_pool2d if most else F.avg_pool2d)(x, block.rate))
+    return torch.sigmoid(keep * x + F.interpolate(context, size=x.shape[2:], mode="nearest"))
+
+
 @exercise(
     "06.1",
     wrong={
-        "all three on the full map": lambda c, h, w, r: 27 * c * c * h * w,
-        "rounds the pooled size down": lambda c, h, w, r: 9 * c * c * (2 * h * w + (h // r) * (w // r)),
-        "forgets the size of the kernel": lambda c, h, w, r: c * c * (2 * h * w + -(-h // r) * -(-w // r)),
+        "leaves out x": lambda block, x: _copied(block, x, keep=False),
+        "adds x behind the sigmoid": lambda block, x: x + _copied(block, x, keep=False),
+        "takes the largest of a block": lambda block, x: _copied(block, x, most=True),
+        "does not pool": lambda block, x: torch.sigmoid(x + block.context(x)),
+        "leaves out the sigmoid": lambda block, x: _copied(block, x).logit(),
     },
 )
-def multiply_adds(answer: Callable[[int, int, int, int], int]) -> None:
-    """Multiply-adds of the three convolutions."""
-    assert answer(1, 1, 1, 1) == 27, "with one channel and one pixel, each of the three convolutions takes 9"
-    assert answer(8, 16, 16, 4) == 304_128, "8 channels, 16 × 16 pixels, r = 4: that is not what the formula gives"
-    assert answer(2, 9, 5, 4) == 36 * (90 + 6), "9 × 5 pixels at r = 4 pool to 3 × 2 blocks"
+def gate(answer: Gate) -> None:
+    """The gate of the block, with copied blocks."""
+    torch.manual_seed(0)
+    block = SelfCalibratedConv(6, 4).eval()
+    x = torch.randn(2, 6, 12, 16)
+    with torch.no_grad():
+        got = answer(block, x)
+        assert got.shape == x.shape, f"expected the shape of x, {tuple(x.shape)}, got {tuple(got.shape)}"
+        assert got.min() >= 0, "a gate lies between 0 and 1"
+        assert got.max() <= 1, "a gate lies between 0 and 1"
+        blocks = (got.double().logit() - x).unflatten(3, (-1, 4)).unflatten(2, (-1, 4))
+        assert blocks.std((3, 5)).max() < 1e-3, "the logit of the gate less x must be the same in all of a block"
+        assert torch.allclose(block.out(block.feature(x) * got), block(x), atol=1e-5), (
+            "σ(x + Up(ConvBN(AvgPool(x)))) gives another gate"
+        )
 
 
 def _three_blocks(row: int, rate: int, size: int) -> tuple[int, int]:

@@ -232,16 +232,35 @@ def test_links_of_pages_resolve(name: str) -> None:
 
 def test_every_row_of_the_glossary_is_whole_and_names_a_notebook_of_the_series() -> None:
     numbers = {e.number for e in load_series()}
-    lines = (FOLDER / "glossary.md").read_text(encoding="utf-8").splitlines()
-    rows = [line for line in lines if line.startswith("| ")][1:]
-    for row in rows:
+    terms, letters = glossary_rows()
+    for row in terms:
         cells = [cell.strip() for cell in row.strip("|").split(" | ")]
         assert len(cells) == 5, row
         assert all(cells), row
         named = re.findall(r"\[(\d\d)\]\(\1_", cells[-1])
         assert named, row
         assert set(named) <= numbers, row
-    assert rows == sorted(rows, key=str.lower), "sort the rows"
+    for rows in (terms, letters):
+        assert rows == sorted(rows, key=str.lower), "sort the rows"
+
+
+def glossary_rows() -> tuple[list[str], list[str]]:
+    """Return the rows of the terms, and those of the letters that mean several things."""
+    text = (FOLDER / "glossary.md").read_text(encoding="utf-8")
+    terms, letters = (
+        [line for line in part.splitlines() if line.startswith("| ")][1:] for part in text.split("## Letters that")
+    )
+    return terms, letters
+
+
+def test_a_letter_that_stands_for_two_terms_is_listed_with_both() -> None:
+    terms, letters = glossary_rows()
+    symbols = [s for row in terms for s in row.strip("|").split(" | ")[2].strip().split(", ") if s != "–"]
+    listed = {row.strip("|").split(" | ")[0].strip(): len(re.findall(r"\[\d\d\]\(", row)) for row in letters}
+    twice = {s for s in symbols if symbols.count(s) > 1}
+    assert twice
+    assert twice <= listed.keys(), f"say in the second table what else they mean: {sorted(twice - listed.keys())}"
+    assert min(listed.values()) > 1
 
 
 # --- each rule refuses what it is for ---------------------------------------------------------------------------------

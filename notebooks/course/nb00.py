@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from matplotlib.axes import Axes
@@ -51,12 +52,21 @@ def draw_idea(good: Tensor, damaged: Tensor, mask: Tensor, new: Tensor) -> Figur
     figure = Figure(figsize=(9, 4.8))
     ax = figure.add_axes((0, 0, 1, 1), xlim=(0, 100), ylim=(-6.5, 50.5))
     ax.axis("off")
-    pictures = {"good image": (1, 32, good), "damaged": (18, 32, damaged), "a new image, in use": (18, 10, new)}
-    for text, (x, y, image) in pictures.items():
-        _picture(ax, text, x, y, image.permute(1, 2, 0))
+    pictures: dict[str, tuple[float, float, Tensor]] = {
+        "good image": (1, 32, good),
+        "damaged": (18, 32, damaged),
+        "a new image, in use": (18, 10, new),
+    }
+    for text, (left, bottom, image) in pictures.items():
+        _picture(ax, text, left, bottom, image.permute(1, 2, 0))
     _picture(ax, "mask of damage", 87, 34, mask)
     for text, (x, y, width, height, colour) in _BOXES.items():
-        look = {"facecolor": "white", "edgecolor": colour, "lw": 1.8, "ls": "--" if colour == _GREY else "-"}
+        look: dict[str, Any] = {
+            "facecolor": "white",
+            "edgecolor": colour,
+            "lw": 1.8,
+            "ls": "--" if colour == _GREY else "-",
+        }
         ax.add_patch(FancyBboxPatch((x, y), width, height, boxstyle="round,pad=0.6", **look))
         ax.text(x + width / 2, y + height / 2, text, ha="center", va="center", fontsize=8.5, color=_BLACK)
     ax.text(53, 43, "ψ: a feature for every pixel", ha="center", fontsize=9)

@@ -40,7 +40,8 @@ def _psi(
     swap: bool = False,
 ) -> Tensor:
     """Forward pass of ψ, or one with a slip."""
-    size, texture = low2.shape[-2:], network.texture
+    size = low2.shape[-2:]
+    texture: Any = network.texture
     low = network.fuse_low(torch.cat([resize(low1, size), low2], 1))
     described = texture.tem(low)
     pairs = texture.ptfem(low if once else texture.fuse_tem(torch.cat([low, described], 1)))

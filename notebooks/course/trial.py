@@ -91,8 +91,9 @@ class Trial:
         for k in order[: train.steps].tolist():
             levels, mask = self._train[k]
             output = network.head(levels)
-            mask = resize_mask(mask, output.score.shape[-2:])
-            terms = total_loss(output.features, output.score, mask, self.config.loss, generator=draws)
+            height, width = output.score.shape[-2:]
+            marked = resize_mask(mask, (height, width))
+            terms = total_loss(output.features, output.score, marked, self.config.loss, generator=draws)
             optimizer.zero_grad()
             terms.total.backward()
             nn.utils.clip_grad_norm_(network.heads(), train.clip)

@@ -52,6 +52,7 @@ class ScoreGraph(nn.Module):
         with torch.no_grad():
             detector._score(torch.zeros(1, 3, *detector.shape))
         self.modules_of_detector = nn.ModuleList(_modules(detector, set()))  # whose weights are weights, not constants
+        self.requires_grad_(False)  # which weights that were first used in inference mode could not have
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Score an image."""

@@ -172,7 +172,7 @@ def test_it_runs_from_the_command_line_and_loses_nothing(fitted_run: Path, parts
             assert codes == ["NOK"] * 40
             assert 'mlffn_verdicts_total{verdict="NOK"} 40' in client.get("/metrics").text
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
 
 
 def test_bad_input_is_one_line(

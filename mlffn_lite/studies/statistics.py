@@ -35,7 +35,6 @@ LEVEL = 0.95
 """Of intervals; what is left is the chance that any verdict of a grid is wrong where nothing differs."""
 FEWEST_FREE = 2
 """Degrees of freedom that an interval needs."""
-DRAWS = 10_000
 FEWEST_PAIRS = 6
 """With five pairs or fewer, even all on one side happen by chance more often than in one case of twenty."""
 
@@ -183,15 +182,6 @@ def ranks(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:
         bounds = {name: np.clip([x.low, x.high], 1, len(names)) for name, x in found.items()}
         rows += [(metric, n, found[n].mean, *bounds[n], len(placed)) for n in names if len(placed)]
     return pd.DataFrame(rows, columns=["metric", "column", "rank", "low", "high", "pairs"])
-
-
-def interval(pairs: np.ndarray, *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Return the bootstrap's percentile interval of the mean of differences (n,); NaN for too few."""
-    if len(pairs) < FEWEST_PAIRS:
-        return np.nan, np.nan
-    drawn = np.random.default_rng(seed).integers(len(pairs), size=(DRAWS, len(pairs)))
-    low, high = np.quantile(pairs[drawn].mean(1), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
 
 
 def verdict(low: float, high: float, claimed: float = np.nan) -> str:

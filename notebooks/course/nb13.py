@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from mlffn_lite.studies.statistics import interval
+from mlffn_lite.studies.statistics import of_these_sets
 
 from .checks import exercise
 
@@ -81,7 +81,7 @@ def _by_means(cells: pd.DataFrame, column: str, metric: str) -> bool:
 def _some_other(cells: pd.DataFrame, column: str, metric: str) -> bool:
     table = cells.pivot(index=["set", "seed"], columns="column", values=metric)
     others = table.columns.drop(column)
-    return any(interval((table[column] - table[other]).to_numpy())[0] > 0 for other in others)
+    return any(of_these_sets(table[column] - table[other]).low > 0 for other in others)
 
 
 def _unpaired(cells: pd.DataFrame, column: str, metric: str) -> bool:

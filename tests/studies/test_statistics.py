@@ -22,7 +22,6 @@ from mlffn_lite.studies.statistics import (
     differences,
     frame,
     holm,
-    interval,
     of_sets_like_these,
     of_these_sets,
     ranks,
@@ -206,72 +205,6 @@ def test_verdicts_allow_for_their_number() -> None:
         p = np.array([of_these_sets(pairs_of(rng.normal(0, 1, (3, 3)).tolist())).p for _ in range(18)])
         wrong += bool((holm(p) < 0.05).any())
     assert wrong <= 12
-
-
-@pytest.mark.parametrize("count", [6, 9, 27])
-@pytest.mark.parametrize("level", [0.95, 0.8])
-def test_the_interval_is_scipys_percentile_bootstrap_of_the_paired_mean(count: int, level: float) -> None:
-    rng = np.random.default_rng(count)
-    before, after = rng.normal(90, 3, count), rng.normal(91, 3, count) + rng.exponential(2, count)
-    mine = np.array([interval(after - before, level=level, seed=s) for s in range(8)])
-    found = [
-        stats.bootstrap(
-            (after, before),
-            lambda x, y, axis: np.mean(x - y, axis=axis),
-            paired=True,
-            vectorized=True,
-            method="percentile",
-            n_resamples=10_000,
-            confidence_level=level,
-            rng=np.random.default_rng(100 + s),
-        ).confidence_interval
-        for s in range(8)
-    ]
-    theirs = np.array([(t.low, t.high) for t in found])
-    # Eight runs of each tell the Monte-Carlo error of both; a wrong level or a wrong divisor is far outside.
-    error = np.sqrt((mine.var(0, ddof=1) + theirs.var(0, ddof=1)) / 8)
-    assert (np.abs(mine.mean(0) - theirs.mean(0)) < 5 * error + 1e-9).all()
-    spread = (after - before).std(ddof=0) / math.sqrt(count)
-    assert (5 * error < 0.1 * spread).all()
-
-
-@pytest.mark.parametrize("count", range(statistics.FEWEST_PAIRS))
-def test_few_pairs_have_no_interval(count: int) -> None:
-    assert np.isnan(interval(np.ones(count))).all()
-    # All on one side by chance alone: more often than in one case of twenty.
-    assert 2 * 0.5**count > 0.05
-
-
-def test_the_fewest_pairs_can_be_one_sided_by_chance_in_less_than_one_case_of_twenty() -> None:
-    assert 2 * 0.5**statistics.FEWEST_PAIRS < 0.05
-
-
-pairs = st.lists(finite, min_size=6, max_size=20).map(np.array)
-
-
-@settings(max_examples=30)
-@given(pairs, st.floats(-20, 20).map(lambda x: round(x, 3)))
-def test_an_interval_lies_among_its_pairs_moves_with_them_and_mirrors(values: np.ndarray, shift: float) -> None:
-    low, high = interval(values)
-    assert values.min() - 1e-9 <= low <= high <= values.max() + 1e-9
-    assert interval(values) == (low, high)
-    assert interval(values + shift) == pytest.approx((low + shift, high + shift), abs=1e-8)
-    assert interval(-values) == pytest.approx((-high, -low), abs=1e-8)
-    assert interval(3 * values) == pytest.approx((3 * low, 3 * high), abs=1e-8)
-    narrow = interval(values, level=0.5)
-    assert low <= narrow[0] <= narrow[1] <= high
-
-
-@settings(max_examples=10)
-@given(finite)
-def test_an_interval_of_equal_pairs_is_a_point(value: float) -> None:
-    assert interval(np.full(7, value)) == pytest.approx((value, value), abs=1e-9)
-
-
-def test_an_interval_covers_the_mean_about_as_often_as_it_says() -> None:
-    rng = np.random.default_rng(0)
-    hits = [low <= 1 <= high for low, high in (interval(rng.normal(1, 2, 30)) for _ in range(200))]
-    assert 0.88 < np.mean(hits) < 0.99
 
 
 @pytest.mark.parametrize(

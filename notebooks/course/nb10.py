@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mlffn_lite.losses import consistency_loss
+
 from .checks import exercise
 
 
@@ -17,35 +19,37 @@ def _divergence(q: Tensor, p: Tensor) -> Tensor:
 
 
 def _overflowing(q: Tensor, p: Tensor) -> Tensor:
-    a, b = q.exp() / q.exp().sum(), p.exp() / p.exp().sum()
-    return (a * (a / b).log()).sum()
+    a, b = (x.exp() / x.exp().sum(-1, keepdim=True) for x in (q, p))
+    return (a * (a / b).log()).sum(-1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return torch.cdist(x.flatten(2).mT, x.flatten(2).mT)
 
 
 @exercise(
     "10.1",
     wrong={
-        "turns the divergence round": lambda q, p: _divergence(p, q),
-        "takes negatives": lambda q, p: _divergence(-q, -p),
-        "overflows": _overflowing,
+        "turns the divergence round": lambda f, s: _divergence(_rows(f), _rows(s)).mean(),
+        "takes negatives": lambda f, s: _divergence(-_rows(s), -_rows(f)).mean(),
+        "overflows": lambda f, s: _overflowing(_rows(s), _rows(f)).mean(),
+        "adds rows up": lambda f, s: _divergence(_rows(s), _rows(f)).sum(),
+        "compares channels, not pixels": lambda f, s: _divergence(
+            _rows(s), torch.cdist(f.flatten(2).mT[..., :1], f.flatten(2).mT[..., :1])
+        ).mean(),
     },
 )
-def row_kl(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
-    """The divergence of one row."""
-    q, p = torch.tensor([0.0, 1.0, 3.0]), torch.tensor([0.0, 2.0, 1.0])
-    by_hand = 0.0
-    for a, b in zip(q.tolist(), p.tolist(), strict=True):
-        log_q = a - math.log(sum(math.exp(v) for v in q.tolist()))
-        log_p = b - math.log(sum(math.exp(v) for v in p.tolist()))
-        by_hand += math.exp(log_q) * (log_q - log_p)
-    ours = torch.as_tensor(answer(q, p))
-    assert ours.ndim == 0, "return one number"
-    assert abs(float(ours) - by_hand) < 1e-5, f"for a small row it gives {float(ours):.3f}, by hand it is {by_hand:.3f}"
-    assert abs(float(torch.as_tensor(answer(q, q + 5)))) < 1e-6, "rows that differ by a constant have the same softmax"
+def consistency(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Equation (6) of maps without an anomalous pixel."""
     g = torch.Generator().manual_seed(10)
-    wide, other = (1000 * torch.rand(20, generator=g) for _ in range(2))
-    ours = torch.as_tensor(answer(wide, other))
-    assert ours.isfinite(), "for distances of up to 1000 it is not finite"
-    assert torch.isclose(ours, _divergence(wide, other), rtol=1e-4), "for distances of up to 1000 it is wrong"
+    for size, what in ((1.0, "small distances"), (300.0, "distances of up to 1000")):
+        features, score = (size * torch.randn(2, c, 3, 4, generator=g) for c in (5, 1))
+        normal = torch.zeros(score.shape, dtype=torch.bool)
+        ours, expected = torch.as_tensor(answer(features, score)), consistency_loss(features, score, normal)
+        assert ours.ndim == 0, "return one number"
+        assert ours.isfinite(), f"for {what} it is not finite"
+        assert torch.isclose(ours, expected, rtol=1e-3), f"for {what} (6) is {expected:.4f}, not {ours.item():.4f}"
+    assert abs(float(answer(score, score + 10))) < 1e-5, "scores that differ by a constant have the same distances"
 
 
 @exercise(

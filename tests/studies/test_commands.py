@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from mlffn_lite import cli, registry
 from mlffn_lite.config import Config
 from mlffn_lite.errors import ConfigError
+from mlffn_lite.storage import write_sealed
 from mlffn_lite.studies import commands
 from mlffn_lite.studies.cell import NUMERICS, Cell
 from mlffn_lite.studies.grid import ARMS
@@ -157,8 +158,11 @@ def test_a_store_that_does_not_fit_is_refused_and_left_as_it_is(
 
     path = store.paths()[3]
     original = path.read_text()
+    record = json.loads(original)
+    write_sealed(path, {k: v for k, v in record.items() if k != "seal"} | {"numerics": "0.0.9"})
     for content, message in (
-        (original.replace(f'"numerics": "{NUMERICS}"', '"numerics": "0.0.9"'), "comes from numerics 0.0.9"),
+        (path.read_text(), "comes from numerics 0.0.9"),
+        (original.replace(f'"numerics": "{NUMERICS}"', '"numerics": "0.0.9"'), "is damaged or foreign"),
         (original[:1000], "is damaged or foreign"),
         ("{}", "is damaged or foreign"),
     ):

@@ -537,7 +537,7 @@ class Split(Sequence[Sample]):
 
     def _all(self) -> tuple[Tensor, Tensor]:
         kept: Any = self._pixels
-        return self.batch(range(len(self))) if self.in_background else kept
+        return self.batch(range(len(self))) if kept is None or self.in_background else kept
 
     @property
     def in_background(self) -> bool:

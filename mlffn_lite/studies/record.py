@@ -99,7 +99,9 @@ class Record(Strict):
         config = Config().replace(**self.config)
         if (config.method, config.train.seed) != (self.method, self.seed):
             raise ValueError("method or seed are not those of its configuration")
-        if len(self.scores) != self.images or not self.maps.keys() <= self.scores.keys():
+        if unknown := sorted(self.maps.keys() - self.scores.keys()):
+            raise ValueError(f"it has a map and no score of {unknown[0]}")
+        if len(self.scores) != self.images:
             raise ValueError(f"it has scores of {len(self.scores)} images, and should of {self.images}")
         if config.data.source == "folder":  # where the folders say what is good
             self._follows()

@@ -104,7 +104,7 @@ def differences(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:
     names = ["before", "after", "metric", "difference", "low", "high", "p", "low_beyond", "high_beyond", "p_beyond"]
     found = pd.DataFrame(rows, columns=[*names, "pairs", "sets", "paper"])
     for name, p in (("verdict", "p"), ("beyond", "p_beyond")):
-        found[p] = holm(found[p].to_numpy())
+        found[p] = holm(found[p].to_numpy(float))
         sure = found["difference"].where(found[p] < 1 - LEVEL)
         found[name] = [verdict(x, x, claimed) for x, claimed in zip(sure, found["paper"], strict=True)]
     return found

@@ -120,27 +120,6 @@ def test_choose_an_image_by_keyboard(heatmaps: Notebook) -> None:
     expect(box.label).to_contain_text("hole/003")
 
 
-def test_a_category_brings_its_own_threshold_and_colours(heatmaps: Notebook) -> None:
-    """Both ways: a browser may push a slider's old value into its new range, and send that back."""
-    box = Box(heatmaps, "HeatmapExplorer")
-    thresholds: dict[str, str] = {}
-    colours: dict[str, str] = {}
-    for category in ("flange", "weave", "flange", "weave"):
-        if box.choice("Category").evaluate("list => list.selectedOptions[0].label") != category:
-            box.choice("Category").select_option(label=category)
-        expect(box.label).to_contain_text(re.compile(f"^{category} good/000.*: good. Truth: good; right."))
-        heatmaps.page.wait_for_timeout(500)  # what a browser sends back comes after the picture
-        expect(box.label).to_contain_text(re.compile(f"^{category} good/000.*: good. Truth: good; right."))
-        said = re.search(r"threshold ([\d.]+):", box.label.inner_text())
-        assert said
-        assert thresholds.setdefault(category, said[1]) == said[1]
-        shown = box.root.locator(".mlffn-range .widget-readout").inner_text()
-        assert colours.setdefault(category, shown) == shown
-        low, high = (float(end) for end in re.split(" *[–-] *", shown.strip()))
-        assert low < high
-    assert thresholds["weave"] != thresholds["flange"]
-
-
 def test_every_control_is_reached_by_tab(heatmaps: Notebook) -> None:
     box = Box(heatmaps, "HeatmapExplorer")
     box.choice("Category").focus()

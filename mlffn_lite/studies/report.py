@@ -92,12 +92,13 @@ def _write_report(studies: Sequence[Cells], records: Sequence[dict[str, Any]], s
             write_atomic(place / f"{file}.csv", escaped.cells(data).to_csv(index=False, float_format="%.4f"))
             tables.append((f"{title(grid)}{', by set' if suffix else ''}", pd.DataFrame(rows, columns=head)))
     steps = [(grid, differences(cells, grid)) for grid, cells in studies]
-    tables += _write_attribution(studies, records, place)
+    explained = attribution(records, [grid for grid, _ in studies if grid.name in EXPERIMENTS])
+    tables += _write_attribution(explained, studies[0], place)
     listed = pd.concat([rows.assign(study=grid.name) for grid, rows in steps])
     write_atomic(place / "differences.csv", escaped.cells(listed).to_csv(index=False, float_format="%.4f"))
     write_atomic(place / "claims.md", claims(steps))
     shown: list[ReportFigure] = []
-    for file, heading, figure, text, form in _figures(studies, records):
+    for file, heading, figure, text, form in _figures(studies, records, explained):
         alt = f"{text} {form}."
         write_atomic(place / file, image := png_bytes(figure, alt=alt))
         shown.append(ReportFigure(heading, image, text, alt))
@@ -114,16 +115,13 @@ def _write_report(studies: Sequence[Cells], records: Sequence[dict[str, Any]], s
     )
 
 
-def _write_attribution(
-    studies: Sequence[Cells], records: Sequence[dict[str, Any]], place: Path
-) -> list[tuple[str, pd.DataFrame]]:
+def _write_attribution(found: pd.DataFrame, study: Cells, place: Path) -> list[tuple[str, pd.DataFrame]]:
     """Write what the experiments about Table 4 explain, where there are any; returns the tables with their headings."""
-    found = attribution(records, [grid for grid, _ in studies if grid.name in EXPERIMENTS])
     if found.empty:
         return []
     parts = [(f"What explains {heading}", head, rows) for heading, head, rows in attribution_rows(found)]
     text = "\n\n".join(f"### {heading}\n\n{markdown_table(head, rows, text=2)}" for heading, head, rows in parts)
-    grid, cells = studies[0]
+    grid, cells = study
     about = caption(cells, grid, over="Percentage points: mean over sets and seeds, 95 % interval on these sets.")
     write_atomic(place / "attribution.md", f"{text}\n\n{about}\n")
     write_atomic(place / "attribution.csv", escaped.cells(found).to_csv(index=False, float_format="%.4f"))
@@ -267,7 +265,7 @@ def _sentences(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def _figures(
-    studies: Sequence[Cells], records: Sequence[dict[str, Any]]
+    studies: Sequence[Cells], records: Sequence[dict[str, Any]], explained: pd.DataFrame
 ) -> Iterator[tuple[str, str, Figure, str, str]]:
     """Give each figure with its file before it and its heading, and behind it its caption and what it consists of."""
     for grid, cells in studies:
@@ -284,10 +282,9 @@ def _figures(
                 yield f"{grid.name}_ranks.png", "Ranks", rank_plot(ranked, grid), text, "Three charts of dots and bars"
         text = f"{heading} by set: mean over seeds, each row shaded from its worst (dark) to its best (light)."
         yield f"{grid.name}_sets.png", "By set", heat_table(cells, grid), text, "Three tables"
-    found = attribution(records, [grid for grid, _ in studies if grid.name in EXPERIMENTS])
-    if not found.empty:
+    if not explained.empty:
         text = "What steps of the ablation gain under each condition, 95 % intervals; line: as it is."
-        yield "attribution.png", "What explains Table 4", gain_plot(found), text, "Charts of dots and bars"
+        yield "attribution.png", "What explains Table 4", gain_plot(explained), text, "Charts of dots and bars"
     grid, cells = studies[-1]
     for name in _bundled(cells):
         text = f"{name}: the same test images, first seed; colours of each row from its median good score up."

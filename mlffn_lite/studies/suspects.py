@@ -154,25 +154,25 @@ def attribution(records: Sequence[Mapping[str, Any]], grids: Sequence[Grid]) -> 
     rows: list[dict[str, Any]] = []
     for grid in grids:
         usual = frame(records, grid)
-        rows += _attributed(grid, usual, usual, lambda before, after: _condition(before, after))
+        rows += _attributed(usual, usual, [(_condition(*step), *step) for step in grid.steps], grid.name)
     if grids:
+        usual = frame(records, grids[0])
         for name, probe, words in (("transfer", "pseudo", "held-out pseudo-anomalies"), ("score", "distance", "map A")):
-            usual = frame(records, grids[0])
             found = frame(records, grids[0], probe)
             asked = set(found["column"])
             # What has no other map is its own answer: a baseline has the map A only.
             cells = pd.concat([found, usual[~usual["column"].isin(asked)]]) if name == "score" else found
-            steps = [s for s in grids[0].steps if _condition(*s) == AS_IS and s[1] in asked]
-            rows += _attributed(grids[0], cells, usual, lambda *_, w=words: w, steps=steps, name=name)
+            steps = [(words, *s) for s in grids[0].steps if _condition(*s) == AS_IS and s[1] in asked]
+            rows += _attributed(cells, usual, steps, name)
     table = pd.DataFrame(rows)
     return table.drop_duplicates(["experiment", "condition", "before", "after", "metric"]) if rows else table
 
 
 def _attributed(
-    grid: Grid, cells: pd.DataFrame, usual: pd.DataFrame, of: Any, *, steps: Any = None, name: str = ""
+    cells: pd.DataFrame, usual: pd.DataFrame, steps: Sequence[tuple[str, str, str]], name: str
 ) -> Iterator[dict[str, Any]]:
-    for before, after in grid.steps if steps is None else steps:
-        condition = of(before, after)
+    """Give the rows of an experiment's steps: each a condition, the column before and the one after."""
+    for condition, before, after in steps:
         arms = before.partition(", ")[0], after.partition(", ")[0]
         for metric in METRICS:
             gain = paired(cells, before, after, metric)
@@ -181,7 +181,7 @@ def _attributed(
             change = (gain - paired(usual, *arms, metric)).dropna() if condition != AS_IS else gain.iloc[:0]
             found, changed = of_these_sets(gain), of_these_sets(change)
             yield {
-                "experiment": "" if condition == AS_IS else name or grid.name,
+                "experiment": "" if condition == AS_IS else name,
                 "condition": condition,
                 "before": arms[0],
                 "after": arms[1],

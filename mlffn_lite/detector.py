@@ -339,6 +339,12 @@ class AnomalyDetector:
         """Return the places (n,), of so many training images, that are not fitted to, to calibrate on; here None."""
         return None
 
+    def _held(self, train: Split) -> Tensor | None:
+        """Return the places (n,) in a split of what :meth:`held_out` names: of all tiles of an image, where it has."""
+        count = len(self.tiles.places) if self.tiles else 1
+        held = self.held_out(len(train) // count)
+        return None if held is None else (held[:, None] * count + torch.arange(count)).flatten()
+
     def _tensors(self) -> dict[str, Tensor]:
         """Return everything that fitting learned."""
         raise NotImplementedError
@@ -720,7 +726,7 @@ class AnomalyDetector:
     @torch.inference_mode()
     def _calibrate(self, train: Split) -> None:
         """Learn what scores of good images look like, from training images that are left out where that can be."""
-        sample = calibration_sample(train, self.held_out(len(train)))
+        sample = calibration_sample(train, self._held(train))
         maps = torch.cat([self._run(images, self._score_left_out, numbers).cpu() for images, numbers in sample])
         self.calibration = self._calibrated(maps)
 

@@ -116,7 +116,7 @@ class EnsembleDetector(AnomalyDetector):
 
     @torch.inference_mode()
     def _calibrate(self, train: Split) -> None:
-        sample = calibration_sample(train, self.held_out(len(train)))
+        sample = calibration_sample(train, self._held(train))
         maps = torch.cat([self._run(images, self._maps, numbers).cpu() for images, numbers in sample])
         self.scales = torch.stack([torch.stack(fit_scale(part, self.config.ensemble.rings)) for part in maps.unbind(1)])
         self._fields = None

@@ -106,9 +106,9 @@ class ResidualDetector(MLFFNDetector):
         return places[places % HELD_OUT == HELD_OUT - 1] if images >= HELD_OUT else places[-1:]
 
     def _fit(self, train: Split, *, run: Path | None, progress: bool, resume: bool) -> float:
-        count = len(self.tiles.places) if self.tiles else 1
-        held = self.held_out(len(train) // count)
-        fitted = ~torch.isin(torch.arange(len(train)) // count, held)
+        held = self._held(train)
+        assert held is not None
+        fitted = ~torch.isin(torch.arange(len(train)), held)
         self.leaves_out = bool(fitted.any())
         rest = train.subset(fitted.nonzero()[:, 0]) if self.leaves_out else train
         return super()._fit(rest, run=run, progress=progress, resume=resume)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlffn_lite.beyond.ensemble import RESIDUAL_WEIGHT, TrainedEnsemble
+from mlffn_lite.beyond.ensemble import RESIDUAL_WEIGHT, EnsembleDetector, TrainedEnsemble
 from mlffn_lite.beyond.residual import ResidualDetector, ResidualMLFFN
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
@@ -92,6 +92,29 @@ def test_nothing_is_learned_of_the_images_it_is_calibrated_on(fitted: Any, folde
         torch.testing.assert_close(
             getattr(detector.network, f"mean{i}"), level.mean(0, keepdim=True), atol=1e-4, rtol=0
         )
+
+
+def test_all_tiles_of_a_held_out_image_are_held_out(folder: AnomalyFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.replace(
+        method="ensemble",
+        data={"size": 128, "tile": 64, "overlap": 0},
+        ensemble={"members": {"residual": 1.0}},
+        train={"steps": 1},
+    )
+    seen: list[int] = []
+    score = EnsembleDetector._maps
+
+    def spied(self: EnsembleDetector, images: torch.Tensor, left_out: torch.Tensor | None = None) -> torch.Tensor:
+        seen.extend([] if left_out is None else left_out.tolist())
+        return score(self, images, left_out)
+
+    monkeypatch.setattr(EnsembleDetector, "_maps", spied)
+    detector = AnomalyDetector(config).fit(folder.root, progress=False)
+    assert detector.tiles is not None
+    count, held = len(detector.tiles.places), detector.held_out(len(folder.train))
+    assert held is not None
+    assert {place // count for place in seen} == set(held.tolist())
+    assert len(set(seen)) == count * len(held)
 
 
 def test_a_single_image_is_fitted_to_and_said_to_be() -> None:

@@ -31,16 +31,14 @@ from .sealed import read_regular
 Weight = Annotated[float, Field(ge=0, le=1e6)]
 
 
-def _weights(group: str) -> AfterValidator:
+def _weights(group: str, *, optional: bool = False) -> AfterValidator:
     """Check names of a registry group with weights; the order in which they are written does not count."""
 
     def check(weights: dict[str, float]) -> dict[str, float]:
         for name in weights:
             if not registry.known(group, name):
-                raise ValueError(
-                    f"names {name!r}; choose from {', '.join(registry.names(group))}, or package.module:Name"
-                )
-        if not any(weights.values()):
+                raise ValueError(f"names {name!r}; {registry.choices(group)}")
+        if not any(weights.values()) and (weights or not optional):
             raise ValueError(f"gives no {group[:-1]} a weight; give one a weight above 0")
         return dict(sorted(weights.items()))
 
@@ -191,6 +189,8 @@ class LossConfig(Section):
     """Feature constraint (4), or (3) without balance."""
     coverage: Annotated[float, Field(ge=0, le=0.999)] = 0.0
     """A feature pixel counts as anomalous if more than this share of its area is."""
+    own: Annotated[dict[str, Weight], _weights("terms", optional=True), Field(exclude_if=lambda value: not value)] = {}
+    """Weights of terms of one's own beside those of (8), by name or import path, see ``losses.own_loss``."""
 
 
 class TrainConfig(Section):
@@ -322,7 +322,7 @@ class Config(Section):
         if not registry.known("methods", self.method):
             known = ", ".join(registry.names("methods"))
             raise ValueError(f"method = {self.method!r} is unknown; choose from {known}, or package.module:Name")
-        if not any((loss.feature, loss.score, loss.consistency)):
+        if not any((loss.feature, loss.score, loss.consistency, loss.own)):
             raise ValueError("loss.feature, loss.score and loss.consistency are all 0; nothing would be learned")
         if learned and not loss.score:
             raise ValueError("model.score = learned needs loss.score above 0; or set model.score to distance")

@@ -183,15 +183,15 @@ def training_curves(history: pd.DataFrame) -> Figure:
     Parameters
     ----------
     history : DataFrame
-        Columns ``step``, ``total``, ``feature``, ``score``, ``consistency`` and, if present, ``lr``, as in
+        Columns ``step``, ``total``, ``feature``, ``score``, ``consistency`` and, if present, ``own`` and ``lr``, as in
         ``history.csv``. Terms that are 0 throughout were left out of the loss and are not drawn.
     """
     if not {"step", "total"} <= set(history.columns) or history.empty:
         raise ValueError("the history has no steps; it needs the columns step and total and at least one row")
     figure = new_figure(3.4)
     left, right = figure.subplots(1, 2, width_ratios=[2, 1])
-    terms = ("total", "feature", "score", "consistency")
-    for name, colour, style in zip(terms, COLOURS.values(), ("-", "--", "-.", ":"), strict=False):
+    terms = ("total", "feature", "score", "consistency", "own")
+    for name, colour, style in zip(terms, COLOURS.values(), ("-", "--", "-.", ":", (0, (5, 1))), strict=True):
         if name in history and (history[name] > 0).any():
             left.plot(history["step"], history[name], color=colour, lw=0.7, alpha=0.35)
             smooth = history[name].rolling(max(1, len(history) // 20), min_periods=1).mean()

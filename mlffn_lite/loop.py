@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import pandas as pd
 import torch
@@ -108,7 +108,7 @@ class Loop(ABC):
         Time spent in training, earlier parts of a resumed run included.
     """
 
-    terms: ClassVar[tuple[str, ...]]
+    terms: tuple[str, ...]
 
     def __init__(
         self,

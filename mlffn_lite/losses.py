@@ -8,12 +8,15 @@ Value and gradient stay finite for features from exactly 0 to 1e4. Wrong shapes 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import registry
 from .config import LossConfig
+from .errors import ConfigError
 from .layers import area_pool, no_autocast
 
 # Below this distance -log(1 - exp(-A)) goes on along its tangent: features shorter than 4.5e-5 are still repelled, by a
@@ -126,6 +129,39 @@ def total_loss(
     if c.consistency:
         third = consistency_loss(features, score, mask, patches=c.patches, softmax=c.softmax)
     return LossTerms(c.feature * first + c.score * second + c.consistency * third, first, second, third)
+
+
+def own_loss(
+    features: Tensor,
+    score: Tensor,
+    mask: Tensor,
+    weights: Mapping[str, float],
+    *,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Return the weighted sum of terms of one's own, which training adds to equation (8).
+
+    Parameters
+    ----------
+    weights : mapping of str to float
+        By name or import path, see :func:`mlffn_lite.registry.find`: ``loss.own``. A term is a function
+        ``term(features, score, mask, *, generator)`` that returns a scalar. What it draws it must draw from the
+        generator, or a resumed run is another one.
+
+    Raises
+    ------
+    ConfigError
+        If a name is not known, or its term returns something else.
+    """
+    total = _widen(features.new_zeros(()))
+    for name in (name for name, weight in weights.items() if weight):
+        with no_autocast(features):
+            value = registry.find("terms", name)(_widen(features), _widen(score), mask, generator=generator)
+        if not isinstance(value, Tensor) or value.shape != () or not value.is_floating_point():
+            found = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"the term {name!r} must return a floating-point tensor of shape (), got {found}")
+        total = total + weights[name] * value
+    return total
 
 
 def resize_mask(mask: Tensor, size: tuple[int, int], *, coverage: float = 0.0) -> Tensor:

@@ -6,11 +6,14 @@ height and width.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import itertools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import FunctionType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -28,7 +31,10 @@ Limits = Mapping[str, tuple[float, float]]
 
 
 class PseudoAnomaly(ABC):
-    """A kind of pseudo-anomaly; a new one implements :meth:`apply` and is named by its import path."""
+    """A kind of pseudo-anomaly; a new one implements :meth:`apply` and is named by its import path.
+
+    A function like :meth:`apply` is one too; its keyword arguments are then the kind's options.
+    """
 
     def prepare(self, good: Split) -> None:  # noqa: B027  # most need nothing
         """Learn what is needed of the good images, before the first of them is changed; by default nothing."""
@@ -89,9 +95,14 @@ class PseudoAnomaly(ABC):
         canvas.out[images] = torch.where(masks, changed.to(good.dtype), good)
         canvas.masks[images] = masks
 
+    @property
+    def _called(self) -> str:
+        """What changes the images, for people."""
+        return f"{type(self).__name__}.apply"
+
     def _checked(self, good: Tensor, result: Any) -> tuple[Tensor, Tensor]:
         """Return what :meth:`apply` gave, or say in which way it is not images and their masks."""
-        size, kept = good.shape, f"{type(self).__name__}.apply must return"
+        size, kept = good.shape, f"{self._called} must return"
         wanted = [tuple(size), (size[0], 1, *size[2:])]
         found = [tuple(getattr(t, "shape", ())) for t in result] if isinstance(result, tuple) else type(result).__name__
         if found != wanted:
@@ -364,6 +375,25 @@ class CutPasteScar(_Paste):
         return lerp(draws[0], *self.length) * min(height, width), lerp(draws[1], *self.width) * min(height, width)
 
 
+class _Plain(PseudoAnomaly):
+    """A kind that is a function ``(images, generator, **options)``, see :meth:`PseudoAnomaly.apply`."""
+
+    def __init__(self, function: Callable[..., tuple[Tensor, Tensor]], **options: Any) -> None:
+        try:
+            inspect.signature(function).bind(None, None, **options)
+        except TypeError as error:
+            raise TypeError(f"{function.__name__} must take images, a generator and these ({error})") from error
+        self.function, self.options = function, options
+
+    def apply(self, images: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Change every image."""
+        return self.function(images, generator, **self.options)
+
+    @property
+    def _called(self) -> str:
+        return self.function.__name__
+
+
 class PseudoAnomalies:
     """Turn a share of a batch into pseudo-anomalies (§2.1); the share is the quantity of Table 3.
 
@@ -434,6 +464,8 @@ class PseudoAnomalies:
 def _build(name: str, options: Mapping[str, Any]) -> PseudoAnomaly:
     """Make a kind by name; lists, as TOML has them, become tuples."""
     kind = registry.find("kinds", name)
+    if isinstance(kind, FunctionType):
+        kind = functools.partial(_Plain, kind)
     try:
         made = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in options.items()})
     except (TypeError, ValueError) as error:

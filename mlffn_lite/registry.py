@@ -1,16 +1,18 @@
-"""Methods, kinds of pseudo-anomalies, backbones and data sources by name, so that one's own stand beside the built-in.
+"""Methods, kinds of pseudo-anomalies, terms of the loss, backbones and data sources by name, one's own among them.
 
-A name is one of :data:`BUILT_IN`, an entry point of the group ``mlffn_lite.<group>`` of an installed package, or an
-import path ``"package.module:Name"``. Names travel as text in configurations,
-and so reach checkpoints and other processes.
+A name is one of :data:`BUILT_IN`, an entry point of the group ``mlffn_lite.<group>`` of an installed package, an import
+path ``"package.module:Name"``, or what :func:`register` was given in this process. Names travel as text in
+configurations, and so reach checkpoints and other processes.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 from .errors import ConfigError
@@ -40,20 +42,51 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "blemish": "mlffn_lite.beyond.blemish:Blemish",
         "defects": "mlffn_lite.beyond.known_defects:KnownDefects",
     },
+    "terms": {},  # besides those of equation (8)
     "backbones": {},  # besides every name that build_backbone knows
     "sources": {"folder": "mlffn_lite.datasets.folder:AnomalyFolder"},
 }
 """Import paths by group and name, in the order of tables."""
 
+OWN: dict[str, dict[str, Any]] = {group: {} for group in BUILT_IN}
+"""What was registered in this process, by group and name."""
+
+
+def register(group: str, name: str, found: Any) -> None:
+    """Give a class or function of one's own a name, for as long as this process lives: in a notebook or a script.
+
+    What other processes are to find needs an import path or an entry point. A name that is registered again stands for
+    the new one.
+
+    Parameters
+    ----------
+    group : {"methods", "kinds", "terms", "backbones", "sources"}
+        What it is.
+    name : str
+        A new name, without a colon.
+    found : class or function
+        What :func:`find` is to return for it.
+
+    Raises
+    ------
+    ConfigError
+        If the name is taken, or ``found`` cannot be called.
+    """
+    if ":" in name or name in BUILT_IN[group] or name in _installed(group):
+        raise ConfigError(f"cannot register the {group[:-1]} {name!r}; choose a name without a colon that is not taken")
+    if not callable(found):
+        raise ConfigError(f"cannot register the {group[:-1]} {name!r}: {found!r} is neither a class nor a function")
+    OWN[group][name] = found
+
 
 def names(group: str) -> list[str]:
-    """Return the names of a group: built in, then those of installed packages."""
-    return list(BUILT_IN[group] | _installed(group))
+    """Return the names of a group: built in, of installed packages, then those registered here."""
+    return list(BUILT_IN[group] | _installed(group) | OWN[group])
 
 
 def known(group: str, name: str) -> bool:
     """Whether a name is one of a group's, or has the form of an import path; nothing is imported."""
-    return name in BUILT_IN[group] or ":" in name or name in _installed(group)
+    return name in BUILT_IN[group] or ":" in name or name in OWN[group] or name in _installed(group)
 
 
 def find(group: str, name: str) -> Any:
@@ -63,7 +96,7 @@ def find(group: str, name: str) -> Any:
 
     Parameters
     ----------
-    group : {"methods", "kinds", "backbones", "sources"}
+    group : {"methods", "kinds", "terms", "backbones", "sources"}
         What it is.
     name : str
         A name of :func:`names`, or an import path.
@@ -73,11 +106,12 @@ def find(group: str, name: str) -> Any:
     ConfigError
         If there is nothing of that name, or importing it fails.
     """
+    if name in OWN[group]:
+        return OWN[group][name]
     path = BUILT_IN[group].get(name) or _installed(group).get(name, name)
     module, colon, attribute = path.partition(":")
     if not colon or not module or not attribute:
-        known = ", ".join(names(group))
-        raise ConfigError(f"unknown {group[:-1]} {name!r}; choose from {known}, or give one as package.module:Name")
+        raise ConfigError(f"unknown {group[:-1]} {name!r}; {choices(group)}")
     if (here := str(Path.cwd())) not in sys.path and "" not in sys.path:
         sys.path.append(here)
     try:
@@ -92,8 +126,32 @@ def find(group: str, name: str) -> Any:
     return found
 
 
+def choices(group: str) -> str:
+    """Say what may stand where a name is unknown."""
+    known = ", ".join(names(group))
+    return f"choose from {known}, or give one as package.module:Name" if known else "give one as package.module:Name"
+
+
+def source(group: str, name: str) -> str:
+    """Return the code of one's own that a name stands for, so that a result can be told from one of other code.
+
+    That is the class or function that was registered, or the module of an import path; what these call elsewhere is
+    not part of it. Empty for what is built in or installed, and for what is not there.
+    """
+    if name in OWN[group]:
+        return _code(OWN[group][name])
+    if ":" not in name or name.startswith(f"{__package__}."):
+        return ""
+    try:
+        return _code(sys.modules[find(group, name).__module__])
+    except (ConfigError, AttributeError, KeyError):  # whoever uses it will say so
+        return ""
+
+
 def name_of(group: str, found: type) -> str:
     """Return the name under which :func:`find` gives a class back: a known one, or its import path."""
+    if own := next((name for name, value in OWN[group].items() if value is found), None):
+        return own
     path = f"{found.__module__}:{found.__qualname__}"
     for table in (lambda: BUILT_IN[group], lambda: _installed(group)):  # packages are only searched where they must be
         if name := next((name for name, value in table().items() if value == path), None):
@@ -103,3 +161,20 @@ def name_of(group: str, found: type) -> str:
 
 def _installed(group: str) -> dict[str, str]:
     return {point.name: point.value for point in entry_points(group=f"mlffn_lite.{group}")}
+
+
+def _code(found: Any) -> str:
+    """Return the text of a module, class or function; of what has none, such as a class of a notebook, its parts."""
+    try:
+        return inspect.getsource(found)
+    except (OSError, TypeError):
+        if isinstance(found, FunctionType):
+            return repr(_parts(found.__code__))
+        kept = {k: v for k, v in vars(found).items() if isinstance(v, FunctionType | int | float | str | tuple)}
+        return "\n".join(f"{k}: {_code(v) if isinstance(v, FunctionType) else v}" for k, v in sorted(kept.items()))
+
+
+def _parts(code: CodeType) -> tuple[Any, ...]:
+    """Return what a function computes, without addresses, which differ from process to process."""
+    constants = [_parts(c) if isinstance(c, CodeType) else c for c in code.co_consts]
+    return code.co_code.hex(), code.co_names, code.co_varnames, constants

@@ -14,7 +14,7 @@ from .config import Config, TrainConfig
 from .datasets.folder import Split
 from .devices import generator_for
 from .loop import Images, Loop
-from .losses import LossTerms, resize_mask, total_loss
+from .losses import LossTerms, own_loss, resize_mask, total_loss
 from .network import MLFFN
 from .pseudo import PseudoAnomalies
 
@@ -42,7 +42,6 @@ class Trainer(Loop):
         What makes images anomalous; by default the pseudo-anomalies that ``config`` names.
     """
 
-    terms = LossTerms._fields
     module: MLFFN
 
     def __init__(
@@ -59,6 +58,7 @@ class Trainer(Loop):
         network.backbone.set_mode(config.train.backbone)
         optimizer = build_optimizer(network, config.train)
         super().__init__(network, optimizer, config, folder=folder, data=data, fabric=fabric, run=run)
+        self.terms = (*LossTerms._fields, "own") if config.loss.own else LossTerms._fields
         own = config.pseudo
         self.pseudo = generator or PseudoAnomalies(own.ratio, own.kinds, own.options)
 
@@ -72,8 +72,8 @@ class Trainer(Loop):
             self.pseudo.prepare(images)
         return super().fit(images, resume=resume, progress=progress)
 
-    def losses(self, images: Images) -> LossTerms:
-        """Return the losses of a step."""
+    def losses(self, images: Images) -> tuple[Tensor, ...]:
+        """Return the losses of a step: (8) and its terms, with those of one's own where ``loss.own`` names some."""
         seed = self.config.train.seed
         batch = self.draw(images)
         with torch.no_grad():
@@ -83,7 +83,11 @@ class Trainer(Loop):
             output = self.network(batch)
         mask = resize_mask(mask, output.score.shape[-2:], coverage=self.config.loss.coverage)
         partners = generator_for(seed, f"pairs{self.rank}", self.step)
-        return total_loss(output.features, output.score, mask, self.config.loss, generator=partners)
+        terms = total_loss(output.features, output.score, mask, self.config.loss, generator=partners)
+        if not (weights := self.config.loss.own):
+            return terms
+        own = own_loss(output.features, output.score, mask, weights, generator=partners)
+        return (terms.total + own, *terms[1:], own)
 
 
 def total_steps(train: TrainConfig, images: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,11 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import mlffn_lite.losses as losses
+from mlffn_lite import registry
 from mlffn_lite.config import LossConfig
+from mlffn_lite.errors import ConfigError
 from mlffn_lite.losses import (
     consistency_loss,
     feature_loss,
     hypersphere_distance,
+    own_loss,
     resize_mask,
     score_loss,
     total_loss,
@@ -407,6 +411,32 @@ def test_autocast_changes_neither_value_nor_precision(dtype: torch.dtype, scale:
 
 
 # ---- total and masks
+
+
+@pytest.fixture
+def half() -> Iterator[None]:
+    """A term of one's own, half the mean score of normal pixels, for one test."""
+    registry.register("terms", "half", lambda features, score, mask, *, generator: score[~mask].mean() / 2)
+    yield
+    del registry.OWN["terms"]["half"]
+
+
+@pytest.mark.usefixtures("half")
+def test_terms_of_ones_own_are_summed_with_their_weights() -> None:
+    features, score, mask = batch()
+    torch.testing.assert_close(own_loss(features, score, mask, {"half": 3.0}), 1.5 * score[~mask].mean())
+    assert own_loss(features, score, mask, {"half": 1.0, "nowhere:at_all": 0.0}) == score[~mask].mean() / 2
+    assert own_loss(features, score, mask, {}) == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [(1.0, "got float"), (torch.ones(1), r"got \(1,\) torch.float32"), (torch.tensor(1), "torch.int64")],
+)
+def test_a_term_that_is_no_scalar_is_named(value: Any, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.OWN["terms"], "odd", lambda *_, generator: value)
+    with pytest.raises(ConfigError, match=f"the term 'odd' must return a floating-point tensor of shape .*{found}"):
+        own_loss(*batch(), {"odd": 1.0})
 
 
 def test_total_is_the_weighted_sum_of_the_terms() -> None:

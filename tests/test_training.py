@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mlffn_lite import registry
 from mlffn_lite.config import Config, TrainConfig
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.devices import autocast_dtype, generator_for, resolve_device
@@ -284,6 +285,22 @@ def test_a_generator_of_ones_own_is_trained_on(split: Any) -> None:
     plain = trainer(config)
     plain.fit(split, progress=False)
     assert not same(weights(run), weights(plain))
+
+
+def test_a_term_of_ones_own_is_trained_on_and_stands_in_the_history(
+    split: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(registry.OWN["terms"], "small", lambda _, score, mask, *, generator: score.square().mean())
+    histories = []
+    for own in ({}, {"small": 2.0}):
+        config = tiny().replace(loss={"own": own})
+        histories.append(trainer(config, tmp_path / str(len(own))).fit(split, progress=False))
+    plain, added = histories
+    assert "own" not in plain
+    first = added.iloc[0]
+    assert first["own"] > 0
+    assert first["total"] == pytest.approx(first[["feature", "score", "consistency", "own"]].sum(), rel=1e-5)
+    assert not plain["score"].equals(added["score"])
 
 
 def test_paper_schedule_counts_repeats() -> None:

@@ -113,7 +113,7 @@ class _PeerLoop(Loop):
     """The loop over a method's steps."""
 
     def __init__(self, peer: TrainedPeer, train: Split, folder: Path | None) -> None:
-        self.peer, self.terms = peer, peer.terms  # type: ignore[misc]
+        self.peer, self.terms = peer, peer.terms
         optimizer = peer._optimizer(peer.module)
         for group in optimizer.param_groups:
             group["peak"] = group["lr"]

@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from .. import registry
 from ..config import Config
 from ..datasets.sources import Parts, open_source
 from ..detector import PREDICT_BATCH, AnomalyDetector
@@ -46,6 +47,8 @@ class Cell:
     """Threads that torch computes with."""
     numerics: str = NUMERICS
     """Which version's numbers it has; it is run by this version only."""
+    code: str = ""
+    """Digest of the code of one's own that it names, see :func:`own_code`."""
 
     @property
     def name(self) -> str:
@@ -53,7 +56,8 @@ class Cell:
 
         Device and threads are not part of it: they change the rounding only, and stand in the file.
         """
-        digest = digest_of(self.numerics, self.fingerprint, with_train(self.config, device="auto"))
+        own = [self.code] if self.code else []
+        digest = digest_of(self.numerics, self.fingerprint, with_train(self.config, device="auto"), *own)
         method = self.method.rpartition(":")[2]  # of an import path
         return f"{Path(self.data).name}-{method}-seed{self.seed}-{digest}.json"
 
@@ -71,7 +75,7 @@ class Cell:
     def of(cls, record: Mapping[str, Any]) -> Cell:
         """Return the specification that a record of :func:`measure` was made from."""
         keys = ("fingerprint", "config", "label", "threads", "numerics")
-        return cls(data=record["set"], **{k: record[k] for k in keys})
+        return cls(data=record["set"], code=record.get("code", ""), **{k: record[k] for k in keys})
 
 
 def measure(cell: Cell, partial: Path | None = None) -> dict[str, Any]:
@@ -127,6 +131,7 @@ def measure(cell: Cell, partial: Path | None = None) -> dict[str, Any]:
             "fingerprint": cell.fingerprint,
             **detector.environment(),
             "numerics": NUMERICS,
+            **({"code": cell.code} if cell.code else {}),
             "config": cell.config,
             "history": {} if detector.history.empty else _summary(detector.history),
             "probes": detector.probe(parts.test),
@@ -157,6 +162,16 @@ def read_map(kept: Mapping[str, Any]) -> np.ndarray:
 def with_train(config: Mapping[str, Any], **values: Any) -> dict[str, Any]:
     """Return a ``Config.to_dict()`` with some of its values of ``train`` replaced."""
     return {**config, "train": {**config["train"], **values}}
+
+
+def own_code(config: Mapping[str, Any]) -> str:
+    """Return the digest of all code of one's own that a ``Config.to_dict()`` names, "" if it names none."""
+    loss, kinds = config.get("loss", {}), {*config["pseudo"]["kinds"], *config["ensemble"]["kinds"]}
+    named = [("methods", config["method"]), *(("methods", name) for name in config["ensemble"]["members"])]
+    named += [("backbones", config["model"]["backbone"]), ("sources", config["data"]["source"])]
+    named += [*(("kinds", name) for name in kinds), *(("terms", name) for name in loss.get("own", {}))]
+    found = {f"{group}:{name}": text for group, name in named if (text := registry.source(group, name))}
+    return digest_of(found) if found else ""
 
 
 def digest_of(*values: Any) -> str:

@@ -20,7 +20,7 @@ from ..config import Config
 from ..datasets.miniparts import CATEGORIES, miniparts_path
 from ..datasets.sources import open_source
 from ..errors import ConfigError, DataError
-from .cell import Cell, digest_of, with_train
+from .cell import Cell, digest_of, own_code, with_train
 
 ARMS: dict[str, dict[str, dict[str, Any]]] = {
     "baseline": {
@@ -259,7 +259,7 @@ def plan(grids: Sequence[Grid], places: Mapping[str, Place], seeds: Sequence[int
     for seed, place, grid in itertools.product(seeds, places.values(), grids):
         for label, column in grid.columns.items():
             config = Config().replace(**with_train(column, seed=seed)).to_dict()
-            cell = Cell(str(place.path), place.fingerprint, config, label, threads)
+            cell = Cell(str(place.path), place.fingerprint, config, label, threads, code=own_code(config))
             unique.setdefault(cell.name, cell)
     return list(unique.values())
 

@@ -90,6 +90,7 @@ class Record(Strict):
     history: dict[Text, list[Finite | None]]
     scores: dict[ImagePath, Finite]
     maps: dict[ImagePath, CoarseMap]
+    code: Text = ""
     probes: dict[Text, dict[Text, Share | None]] = Field(default_factory=dict)
     converted_from: Text | None = None
     """Of cells that an earlier version wrote."""

@@ -13,7 +13,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..errors import StudyError
 from ..labels import METRIC_LABELS
+from .cell import own_code
 from .grid import Grid, identity
 from .paper import PAPER
 
@@ -49,7 +51,7 @@ def frame(records: Sequence[Mapping[str, Any]], grid: Grid, probe: str = "") -> 
     """
     columns = {identity(config): name for name, config in grid.columns.items()}
     rows = []
-    for record in records:
+    for record in _of_one_code(records):
         if (column := columns.get(identity(record["config"]))) is not None:
             shape, steps = "×".join(map(str, record["shape"])), record["config"]["train"]["steps"]
             if (found := record.get("probes", {}).get(probe) if probe else record) is not None:
@@ -57,6 +59,25 @@ def frame(records: Sequence[Mapping[str, Any]], grid: Grid, probe: str = "") -> 
                 rows.append({**record, **values, "column": column, "shape": shape, "steps": steps})
     cells = pd.DataFrame(rows, columns=_FIELDS).astype(dict.fromkeys([*COSTS, *METRICS], float))
     return cells.assign(**{metric: 100 * cells[metric] for metric in METRICS})
+
+
+def _of_one_code(records: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Leave out cells of code of one's own that has changed since: of several versions, today's counts."""
+    versions: dict[str, set[str]] = {}
+    for record in records:
+        versions.setdefault(identity(record["config"]), set()).add(record.get("code", ""))
+    chosen: dict[str, str] = {}
+    for record in records:
+        key = identity(record["config"])
+        if key in chosen:
+            continue
+        chosen[key] = own_code(record["config"]) if len(versions[key]) > 1 else record.get("code", "")
+        if chosen[key] not in versions[key]:
+            raise StudyError(
+                f"{record['label']} was measured with {len(versions[key])} versions of your code, none of which is"
+                " here; keep the cells of one"
+            )
+    return [r for r in records if r.get("code", "") == chosen[identity(r["config"])]]
 
 
 def table(cells: pd.DataFrame, grid: Grid) -> pd.DataFrame:

@@ -16,13 +16,14 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from mlffn_lite import registry
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.errors import DataError
 from mlffn_lite.storage import CHECKPOINT
 from mlffn_lite.studies import cell as module
-from mlffn_lite.studies.cell import Cell, digest_of, measure, read_map
+from mlffn_lite.studies.cell import Cell, digest_of, measure, own_code, read_map
 from mlffn_lite.studies.store import Store
 from mlffn_lite.training import Trainer
 
@@ -52,6 +53,18 @@ def test_what_else_is_part_of_the_identity() -> None:
     assert len({name.rpartition("-")[2] for name in names}) == 4
     own = dataclasses.replace(CELL, config={**CELL.config, "method": "mypackage.module:Own"})
     assert own.name.startswith("bolts-Own-seed0-")
+
+
+def test_changed_code_of_ones_own_is_another_cell(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config.preset("tiny").replace(loss={"own": {"own_term:of_mine": 1.0}})
+    assert own_code(CELL.config) == own_code(config.to_dict()) == ""
+    found = set()
+    for factor in (1, 2):
+        term = eval(f"lambda features, score, mask, *, generator: {factor} * score.mean()")
+        monkeypatch.setitem(registry.OWN["terms"], "mine", term)
+        named = config.replace(loss={"own": {"mine": 1.0}}).to_dict()
+        found |= {dataclasses.replace(CELL, config=named, code=own_code(named)).name for _ in range(2)}
+    assert len(found) == 2
 
 
 def test_what_is_no_part_of_the_identity() -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from mlffn_lite.errors import StudyError
 from mlffn_lite.studies import statistics
 from mlffn_lite.studies.grid import ARMS, METHODS, Grid, compare, study_config, table3, table4
 from mlffn_lite.studies.paper import PAPER
@@ -294,6 +295,20 @@ def test_a_frame_has_a_row_per_cell_of_its_grid(tmp_path: Path, keep: Cells) -> 
     (other,) = frame(store.records(), grids["table3", 64]).to_dict("records")
     assert (other["column"], other["set"]) == ("5 %", "bolts")
     assert frame([], TABLE4).empty
+
+
+def test_of_two_versions_of_ones_own_code_todays_counts(tmp_path: Path, keep: Cells, monkeypatch: Any) -> None:
+    store = Store(tmp_path)
+    keep(store, "table4", "baseline", "nuts", 1, 0.5, 0.75, None)
+    (record,) = store.records()
+    (grid,) = store.grids()
+    monkeypatch.setattr(statistics, "own_code", lambda config: "new")
+    versions = [{**record, "pro": pro, **code} for pro, code in ((0.1, {"code": "old"}), (0.2, {"code": "new"}))]
+    assert frame(versions, grid)["pro"].tolist() == [20.0]
+    assert frame(versions[:1], grid)["pro"].tolist() == [10.0]
+    monkeypatch.setattr(statistics, "own_code", lambda config: "newer")
+    with pytest.raises(StudyError, match="measured with 2 versions of your code, none of which is here"):
+        frame(versions, grid)
 
 
 def test_a_table_by_set_has_means_deviations_and_costs() -> None:

@@ -7,7 +7,7 @@ WORKERS ?= 2
 TABLES := $(if $(FULL),--set data.size=128 --seeds 3 --out runs/tables-full,--small --seeds 2 --out runs/tables)
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-sanitize-with=notebooks/sanitise.cfg
 
-.PHONY: demo lab test torture audit tables results lint notebooks lock data figures clean
+.PHONY: demo lab test torture audit tables results lint notebooks docs lock data figures clean
 
 demo: $(READY)  ## train on one bundled category and write a report
 	$(BIN)/mlffn demo
@@ -37,6 +37,10 @@ notebooks: $(READY)  ## write their navigation anew, execute them, keep outputs 
 	$(BIN)/python notebooks/series.py nav
 	$(BIN)/python notebooks/series.py run
 
+docs: $(READY)  ## the site, into build/site; a link that leads nowhere fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo build/site/index.html
+
 lock: $(READY)  ## resolve requirements.lock anew from pyproject.toml
 	$(BIN)/pip install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --all-extras --upgrade \
@@ -53,7 +57,7 @@ tables: $(READY)  ## Tables 1 to 4 on the bundled images: a short training, or w
 	$(BIN)/mlffn study tables $(TABLES)
 	$(BIN)/mlffn report $(lastword $(TABLES))
 
-results: $(READY)  ## tables and figures of the committed results anew, without training
+results: $(READY)  ## tables and figures of the committed results, and the pages that show them, anew, without training
 	$(BIN)/python data/results/refresh.py
 
 clean:  ## remove what the other targets made

@@ -72,12 +72,18 @@ def test_no_image_and_no_absolute_path_is_among_the_results(name: str) -> None:
 
 def test_what_is_committed_is_refreshed(refresh: ModuleType) -> None:
     assert set(STORES) <= {*refresh.STUDIES, *refresh.SUSPECTS}
-    text = (ROOT / "README.md").read_text("utf-8")
-    assert text.count("<!-- results: ") == text.count("<!-- /results -->") >= 2
-    assert refresh.with_tables(text) == text
+    shown = []
+    for page in refresh.pages():
+        text = page.read_text("utf-8")
+        files = re.findall(r"^<!-- results: (\S+) -->$", text, re.MULTILINE)
+        assert text.count("<!-- results: ") == text.count("<!-- /results -->") == len(files), page
+        assert refresh.with_tables(text) == text, f"{page}: run make results"
+        shown += files
+    assert len(shown) >= 7
+    assert [file for file in shown if not (RESULTS / file).is_file()] == []
 
 
-def test_a_block_of_the_readme_is_read_anew(refresh: ModuleType, tmp_path: Path) -> None:
+def test_a_block_of_a_page_is_read_anew(refresh: ModuleType, tmp_path: Path) -> None:
     text = (
         "a\n<!-- results: s/t.md -->\n\n| old |\n\n<!-- /results -->\nb\n<!-- results: u.md -->\nc\n<!-- /results -->\n"
     )

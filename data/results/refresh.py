@@ -1,7 +1,8 @@
 """Make every table and figure of the committed results anew, without training: ``python data/results/refresh.py``.
 
 Cells that an earlier version measured are given their digest, once; one whose digest is wrong stops everything. Tables
-go beside their cells and into the README, between its markers; figures go to ``figures``.
+go beside their cells and, between markers, into README.md and the pages of ``docs``; figures go to ``figures``. A page
+shows a table between the lines ``<!-- results: FOLDER/report/TABLE.md -->`` and ``<!-- /results -->``.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ ROOT = HERE.parents[1]
 STUDIES = ("compare_real", "compare_miniparts", "methods_miniparts", "miniparts", "miniparts_smaller", "real")
 SUSPECTS = ("suspects_miniparts", "suspects_kinds", "suspects_trained")
 """Experiments about Table 4, of which only what they explain is drawn."""
-README = ROOT / "README.md"
+
+
+def pages(root: Path = ROOT) -> list[Path]:
+    """Return the pages that may show tables."""
+    return [root / "README.md", *sorted((root / "docs").rglob("*.md"))]
 
 
 def main() -> None:
@@ -32,11 +37,13 @@ def main() -> None:
             figures = {report / "attribution.png"} if name in SUSPECTS else {*report.glob("*.png")} - {*panels}
             for figure in figures:
                 shutil.copyfile(figure, ROOT / "figures" / f"{name}_{figure.name}")
-    write_atomic(README, with_tables(README.read_text("utf-8")))
+    for page in pages():
+        if (new := with_tables(text := page.read_text("utf-8"))) != text:
+            write_atomic(page, new)
 
 
 def with_tables(text: str, results: Path = HERE) -> str:
-    """Return the README with what stands between ``<!-- results: FILE -->`` and ``<!-- /results -->`` read anew.
+    """Return a page with what stands between ``<!-- results: FILE -->`` and ``<!-- /results -->`` read anew.
 
     A file that is not there leaves its block as it is.
     """

@@ -224,7 +224,11 @@ def test_heads_feet_and_maps_are_as_generated() -> None:
     assert nav(write=False) == [], "run: python notebooks/series.py nav"
 
 
-@pytest.mark.parametrize("name", ["README.md", "notebooks/glossary.md"])
+PAGES = ["README.md", "notebooks/glossary.md", "data/README.md", "data/results/README.md"]
+PAGES += sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_of_pages_resolve(name: str) -> None:
     path = ROOT / name
     assert list(broken_links(path.read_text(encoding="utf-8"), path)) == []

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 from ..decision import Region, find_regions
 from .controls import Explorer, ImagePicker
-from .heatmaps import HeatmapExplorer, RunComparison
+from .heatmaps import HeatmapExplorer
+from .runs import RunComparison
+from .views import Verdicts, write_verdicts
 
 __all__ = [
     "Explorer",
@@ -22,5 +24,7 @@ __all__ = [
     "ImagePicker",
     "Region",
     "RunComparison",
+    "Verdicts",
     "find_regions",
+    "write_verdicts",
 ]

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ..datasets.folder import Split
 from ..errors import extra
 from .panels import Panel, compose
+from .pointer import Surface
 
 with extra("notebooks"):
     import ipywidgets as w  # type: ignore[import-untyped]
     import traitlets
 
 _STYLE = {"description_width": "5.5em"}
-_CSS = "<style>.mlffn-range .widget-readout {min-width: 9em; max-width: none}</style>"  # else two numbers are cut off
+_CSS = """<style>
+.mlffn-range .widget-readout {min-width: 9em; max-width: none}
+.mlffn-surface {position: relative; overflow: visible}
+.mlffn-surface canvas {position: absolute; left: 0; top: 0; width: 100%; height: 100%; margin: 0}
+</style>"""  # else the two numbers of a range are cut off; and a canvas lies on its picture
+
+
+Values = Callable[[str], np.ndarray]
+"""A number, or yes or no, for every image of a category."""
 
 
 class ImagePicker(w.VBox):
@@ -30,44 +41,61 @@ class ImagePicker(w.VBox):
         By category; with a single one the choice of category is not shown.
     only_good : bool
         Offer good images only.
+    filters : mapping of str to callable, optional
+        What can be listed instead of all images, by name: a function of the category that returns (M,) bool.
+    orders : mapping of str to callable, optional
+        What the list can be sorted by instead of the name: a function of the category that returns (M,) numbers; the
+        greatest comes first.
 
     Attributes
     ----------
     chosen : tuple
         Category, and index of the image in its split; a trait, to be observed.
-    category, defect, image : Dropdown
+    listed : tuple
+        Indices of all images that the filters let through, in their order; a trait too.
+    category, defect, image, filter, order : Dropdown
     previous, next : Button
     """
 
     chosen = traitlets.Tuple()
+    listed = traitlets.Tuple()
 
-    def __init__(self, splits: Mapping[str, Split], *, only_good: bool = False) -> None:
-        self._names = {}
+    def __init__(
+        self,
+        splits: Mapping[str, Split],
+        *,
+        only_good: bool = False,
+        filters: Mapping[str, Values] | None = None,
+        orders: Mapping[str, Values] | None = None,
+    ) -> None:
+        self._names: dict[str, dict[str, int]] = {}
+        self._only_good, self._filters, self._orders = only_good, dict(filters or {}), dict(orders or {})
         for category, split in splits.items():
-            named = enumerate(zip(split.defects, split.paths, strict=True))
-            self._names[category] = {f"{d}/{p.stem}": i for i, (d, p) in named if d == "good" or not only_good}
-            if not self._names[category]:
-                raise ValueError(f"the split {category!r} holds no {'good ' if only_good else ''}image")
+            self._names[category] = self._named(category, split)
         self.category = dropdown("Category", list(splits), "Which parts to look at")
         self.defect = dropdown("Defect", ["all"], "Offer all images, the good ones, or those with one defect")
         self.image = dropdown("Image", [("", 0)], "The image: its defect and the name of its file")
+        self.filter = dropdown("Show", ["all", *self._filters], "Offer all images, or those the threshold gets wrong")
+        self.order = dropdown("Order", ["name", *self._orders], "What comes first when going to the next image")
         self.previous = button("Previous", "arrow-left", "Go to the image before", partial(self._step, -1))
         self.next = button("Next", "arrow-right", "Go to the next image", partial(self._step, 1))
-        shown = [self.category] * (len(splits) > 1) + [self.defect] * (not only_good) + [self.image]
-        for control in shown:  # all in a line where the page is as wide as a picture
-            name = 5.5 if control is shown[0] else 4
-            control.style.description_width = f"{name}em"
-            control.layout.width = f"{name + (13 if control is self.image else 9.5)}em"
-        super().__init__([row(*shown, w.HBox([self.previous, self.next]))])
-        self._list_defects()
-        self.category.observe(self._list_defects, "value")
+        super().__init__()
+        self._lay_out()
+        self._relist()
+        self.category.observe(self._relist, "value")
         self.defect.observe(self._list_images, "value")
+        self.filter.observe(self._list_images, "value")
+        self.order.observe(self.refresh, "value")
         self.image.observe(self._choose, "value")
 
     @property
     def name(self) -> str:
         """Defect and file name of the chosen image, such as ``"hole/003"``."""
-        return str(self.image.label)
+        return self.name_of(self.image.value)
+
+    def name_of(self, index: int) -> str:
+        """Return the name of an image of the chosen category."""
+        return next(name for name, i in self._names[self.category.value].items() if i == index)
 
     def select(self, name: str, category: str | None = None) -> None:
         """Choose an image by its name, such as ``"hole/003"``; ValueError if there is none."""
@@ -76,42 +104,100 @@ class ImagePicker(w.VBox):
             raise ValueError(f"there is no category {category!r}; choose from {', '.join(self._names)}")
         if name not in self._names[category]:
             raise ValueError(f"there is no image {name!r}; the first is {next(iter(self._names[category]))!r}")
-        self.category.value, self.defect.value = category, "all"
+        self.category.value, self.defect.value, self.filter.value = category, "all", "all"
         self.image.value = self._names[category][name]
+
+    def add(self, category: str, split: Split) -> None:
+        """Offer one category more, or another split in its place, and choose it."""
+        self._names[category] = self._named(category, split)
+        self.category.options = [(name or "given", name) for name in self._names]
+        self.category.value = category
+        self._lay_out()
+        self._relist()
+
+    def refresh(self, _: Any = None) -> None:
+        """List anew, after what filters or sorts has changed; the chosen image stays, and stays listed."""
+        self._list(keep=True)
+
+    def _named(self, category: str, split: Split) -> dict[str, int]:
+        named: dict[str, int] = {}
+        for i, (defect, path) in enumerate(zip(split.defects, split.paths, strict=True)):
+            name = f"{defect}/{path.stem}"
+            if defect == "good" or not self._only_good:
+                named[name if name not in named else f"{defect}/{path.name} ({i})"] = i
+        if not named:
+            raise ValueError(f"the split {category!r} holds no {'good ' if self._only_good else ''}image")
+        return named
+
+    def _lay_out(self) -> None:
+        shown = [self.category] * (len(self._names) > 1) + [self.defect] * (not self._only_good) + [self.image]
+        sifted = [self.filter] * bool(self._filters) + [self.order] * bool(self._orders)
+        for control in (*shown, *sifted):  # all in a line where the page is as wide as a picture
+            name = 5.5 if control in (shown[0], self.filter) else 4
+            control.style.description_width = f"{name}em"
+            control.layout.width = f"{name + (9.5 if control in (self.category, self.defect) else 13)}em"
+        buttons = w.HBox([self.previous, self.next])
+        self.children = [row(*shown, buttons), row(*sifted)] if sifted else [row(*shown, buttons)]
 
     def _step(self, step: int, _: Any) -> None:
         self.image.index = (self.image.index + step) % len(self.image.options)
+        self.refresh()
 
-    def _list_defects(self, _: Any = None) -> None:
+    def _relist(self, _: Any = None) -> None:
         defects = {name.partition("/")[0] for name in self._names[self.category.value]}
+        self._listing = True
         self.defect.options = ["all", *sorted(defects, key=lambda d: (d != "good", d))]
+        self._listing = False
         self._list_images()
 
     def _list_images(self, _: Any = None) -> None:
-        names, wanted = self._names[self.category.value], self.defect.value
-        self.image.options = [(n, i) for n, i in names.items() if wanted in ("all", n.partition("/")[0])]
+        if not self._listing:
+            self._list(keep=False)
+
+    def _list(self, *, keep: bool) -> None:
+        """List what the filters let through; with ``keep`` the chosen image too. Without any, only the chosen one."""
+        category, names, wanted = self.category.value, self._names[self.category.value], self.defect.value
+        passed = None if self.filter.value == "all" else self._filters[self.filter.value](category)
+        keys = None if self.order.value == "name" else self._orders[self.order.value](category)
+        fits = {i: wanted in ("all", n.partition("/")[0]) and (passed is None or passed[i]) for n, i in names.items()}
+        old = self.chosen[1] if self.chosen and self.chosen[0] == category and self.chosen[1] in fits else None
+        offered = [i for i, fit in fits.items() if fit or (keep and i == old)] or [
+            next(iter(fits)) if old is None else old
+        ]
+        if keys is not None:
+            offered.sort(key=lambda i: -keys[i])
+        by_index = {i: name for name, i in names.items()}
+        options = tuple((by_index[i], i) for i in offered)
+        self._listing = True
+        with self.image.hold_sync():
+            if options != self.image.options:
+                self.image.options = options
+            self.image.value = old if keep and old is not None else offered[0]
+        self._listing = False
+        self.listed = tuple(i for i in offered if fits[i])
         self._choose()
 
     def _choose(self, _: Any = None) -> None:
-        self.chosen = (self.category.value, self.image.value)
-
-
-class Picture(w.Image):
-    """A PNG whose tooltip, shown on hovering and read aloud, says what it shows.
-
-    The browser's side of ipywidgets 8.1 fails on the tooltip of a widget without a description; ``Image`` has none.
-    """
-
-    description = traitlets.Unicode("").tag(sync=True)
+        if not self._listing:
+            self.chosen = (self.category.value, self.image.value)
 
 
 class Explorer(w.VBox):
     """What all explorers share; a subclass says what they show.
 
+    Parameters
+    ----------
+    *controls : Widget
+        Above the outcome.
+    below : sequence of Widget
+        Beneath the picture.
+
     Attributes
     ----------
     label : Label
         The outcome in a line of text.
+    surface : Surface
+        What is under the pointer on the picture.
     picture : Picture
         The PNG that is shown.
     table : HTML
@@ -119,14 +205,15 @@ class Explorer(w.VBox):
         Left, top, right and bottom of every panel in the picture, by its title.
     """
 
-    def __init__(self, *controls: w.Widget) -> None:
+    def __init__(self, *controls: w.Widget, below: Sequence[w.Widget] = ()) -> None:
         self.label = w.Label(layout={"width": "auto", "margin": "6px 2px"})
-        self.picture = Picture(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.surface = Surface()
+        self.picture = self.surface.picture
         self.table = w.HTML()
         self.boxes: dict[str, tuple[int, int, int, int]] = {}
         self._held = 0
         style = w.HTML(_CSS, layout={"display": "none"})
-        super().__init__([style, *controls, self.label, self.picture, self.table])
+        super().__init__([style, *controls, self.label, self.surface, *below, self.table])
         self.add_class(f"mlffn-{type(self).__name__}")
 
     @property
@@ -166,7 +253,15 @@ class Explorer(w.VBox):
 
     def _publish(self, text: str, alt: str, panels: Sequence[Panel], table: str) -> None:
         png, self.boxes = compose(panels, alt)
-        self.label.value, self.picture.tooltip, self.picture.value, self.table.value = text, alt, png, table
+        self.label.value, self.table.value = text, table
+        self.surface.show(png, alt)
+
+    def _panel_at(self, x: float, y: float) -> tuple[str, float, float] | None:
+        """Return the title of the panel at a pixel of the picture, and the place on it."""
+        for title, (left, top, right, bottom) in self.boxes.items():
+            if left <= x < right and top <= y < bottom:
+                return title, x - left, y - top
+        return None
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -196,6 +291,11 @@ def button(text: str, icon: str, tooltip: str, act: Any) -> w.Button:
 def dropdown(text: str, options: Sequence[Any], tooltip: str) -> w.Dropdown:
     """Return a choice of one of several options."""
     return w.Dropdown(options=options, description=text, tooltip=tooltip, style=_STYLE, layout={"width": "15.5em"})
+
+
+def field(text: str, value: str, tooltip: str) -> w.Text:
+    """Return a field for a line of text."""
+    return w.Text(value, description=text, tooltip=tooltip, style=_STYLE, layout={"width": "24em"})
 
 
 def slider(text: str, limits: tuple[float, float, float], value: Any, tooltip: str) -> w.Widget:

@@ -1,69 +1,33 @@
-"""The explorers of score maps: one detector's, with what lies above the threshold, and two runs' side by side."""
+"""The explorer of a detector's score maps: what lies above the threshold, in one image and in the whole set."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import ipywidgets as w  # type: ignore[import-untyped]
 import numpy as np
 
-from ..datasets.folder import Split
+from ..datasets.folder import Split, few
 from ..decision import find_regions
-from ..detector import AnomalyDetector, Calibration, Prediction, fitted
-from .controls import Explorer, ImagePicker, button, dropdown, move, row, slider, table
-from .panels import Panel, Scene, number, word
+from ..detector import Calibration
+from ..errors import MlffnError, first_line
+from .controls import Explorer, ImagePicker, button, field, move, row, slider, table
+from .overview import THUMB, ContactSheet, Histogram
+from .own import read_own
+from .panels import Panel, encode, number
+from .pointer import Picture
+from .views import Source, View, write_verdicts
 
-Source = AnomalyDetector | Prediction
-
-_OPACITY = "Opacity of the hottest colours over the image"
+OPACITY = "Opacity of the hottest colours over the image"
 _LISTED = 8  # regions that are numbered and listed
-_SCALE = "Own: colours by the scores of each run's good images; common: one scale for both"
-
-
-class View:
-    """A split with its prediction, and with colours and threshold to show it."""
-
-    def __init__(self, source: Source, split: Split, calibration: Calibration | None) -> None:
-        if not len(split):
-            raise ValueError("the split holds no image")
-        if isinstance(source, AnomalyDetector):
-            own = fitted(source)
-            calibration, found = calibration or own, source.predict_split(split)
-        else:
-            found = source
-        if found.maps.shape != (len(split), *split.shape) or found.scores.shape != (len(split),):
-            wanted = (len(split), *split.shape)
-            raise ValueError(f"the split needs maps {wanted} and a score each, got {tuple(found.maps.shape)}")
-        if not (found.maps.isfinite().all() and found.scores.isfinite().all()):
-            raise ValueError("the prediction holds scores that are not finite")
-        good = split.labels() == 0
-        if calibration is None and not good.any():
-            raise ValueError("the split has no good image to take colours and threshold from; give a calibration")
-        self.split, self.prediction = split, found
-        self.calibration = calibration or Calibration.from_good(Prediction(found.maps[good], found.scores[good]))
-        self.scene = lru_cache(8)(self._scene)
-
-    def known(self, index: int) -> bool:
-        """Say whether it is known where this image is defective."""
-        return bool(self.split.has_mask[index])
-
-    def heat(self, index: int) -> np.ndarray:
-        """Return the score map of an image."""
-        return self.prediction.maps[index].numpy()
-
-    def score(self, index: int) -> float:
-        """Return the score of an image."""
-        return float(self.prediction.scores[index])
-
-    def _scene(self, index: int) -> Scene:
-        image, mask = self.split.batch([index])
-        return Scene(image[0].numpy(), mask[0].numpy(), self.heat(index))
+_FILES = ".bmp,.jpg,.jpeg,.png,.tif,.tiff,.webp"
 
 
 class HeatmapExplorer(Explorer):
-    """Browse the score maps of a split; move the threshold and watch mask, regions and verdict.
+    """Browse the score maps of a split; move the threshold and watch mask, regions and verdict, and the whole set.
 
     Parameters
     ----------
@@ -78,16 +42,36 @@ class HeatmapExplorer(Explorer):
     Attributes
     ----------
     picker : ImagePicker
+        Lists all images, or the misses, the false alarms, or what is found beside the defect; by name or score.
     opacity : FloatSlider
         Of the overlay at the hot end of the colours, 0 to 1.
     colours : FloatRangeSlider
         Scores at the cold and the hot end of the colours.
     threshold : FloatSlider
-        Pixels with a greater score are outlined; an image with a greater score is anomalous.
+        Pixels with a greater score are outlined; an image with a greater score is anomalous. It spans the image
+        scores without their upper tail, so that a step matters.
     truth : Checkbox
         Whether the true mask is outlined.
     reset : Button
         Back to the calibrated colours and threshold.
+    zoom, x, y : IntSlider
+        How many times the picture is enlarged, and the pixel in the middle of the window, whose score is read.
+    to_peak : Button
+        Point at the highest score.
+    readout : Label
+        The score at the point, or under the pointer.
+    overall : Label
+        Misses and false alarms of all images of the category at this threshold.
+    histogram : Picture
+        All image scores and the threshold.
+    sheet : ContactSheet
+        Thumbnails of what the picker lists.
+    path, upload : Text, FileUpload
+        Images of one's own: a file or a folder, see :meth:`open_own`; only where a detector is given.
+    table_path, save : Text, Button
+        See :meth:`save_verdicts`.
+    status : Label
+        What the last opening or saving did.
     anomalous : bool
         The verdict.
     regions, labels : list of Region, ndarray
@@ -107,18 +91,126 @@ class HeatmapExplorer(Explorer):
             raise ValueError(f"source has the categories {list(sources)}, but split {list(splits)}")
         given = calibration if isinstance(calibration, Mapping) else dict.fromkeys(sources, calibration)
         self._views = {name: View(s, splits[name], given.get(name)) for name, s in sources.items()}
-        self.picker, self._category = ImagePicker(splits), ""
-        self.threshold = slider("Threshold", (0, 1, 0.01), 0.5, "Pixels and images that score higher are anomalous")
+        self._category = ""
+        threshold = slider("Threshold", (0, 1, 0.01), 0.5, "Pixels and images that score higher are anomalous")
+        self.threshold = threshold
+        filters = {
+            "misses": lambda c: self._views[c].verdicts.misses(threshold.value),
+            "false alarms": lambda c: self._views[c].verdicts.false_alarms(threshold.value),
+            "found beside the defect": lambda c: self._views[c].verdicts.beside(threshold.value),
+        }
+        orders = {
+            "score, highest first": lambda c: self._views[c].verdicts.scores,
+            "score, lowest first": lambda c: -self._views[c].verdicts.scores,
+        }
+        self.picker = ImagePicker(splits, filters=filters, orders=orders)
+        super().__init__(self.picker, *self._controls(), below=self._below())
+        self.surface.follow(move=self._hover, press=self._press, leave=self._read, key=self._key)
+        self.picker.observe(self._picked, "chosen")
+        self._watch(self.opacity, self.colours, self.threshold, self.truth, self.zoom)
+        self.x.observe(self._pointed, "value")
+        self.y.observe(self._pointed, "value")
+        self._reset()
+
+    def _controls(self) -> list[w.Widget]:
         self.colours = slider("Colours", (0, 1, 0.01), (0.0, 1.0), "Scores at the cold and the hot end of the colours")
-        self.opacity = slider("Opacity", (0, 1, 0.05), 0.6, _OPACITY)
+        self.opacity = slider("Opacity", (0, 1, 0.05), 0.6, OPACITY)
         self.truth = w.Checkbox(True, description="True mask", indent=False, tooltip="Outline the true defect")
         self.truth.layout.width = "8em"
         self.reset = button("Reset", "undo", "Go back to the calibrated colours and threshold", self._reset)
-        rows = row(self.threshold, self.colours), row(self.opacity, self.truth, self.reset)
-        super().__init__(self.picker, *rows)
-        self.picker.observe(self._picked, "chosen")
-        self._watch(self.opacity, self.colours, self.threshold, self.truth)
+        self.zoom = slider("Zoom", (1, 8, 1), 1, "How many times the picture is enlarged")
+        self.x = slider("x", (0, 1, 1), 0, "Column of the pixel that is read, and the middle of the window")
+        self.y = slider("y", (0, 1, 1), 0, "Row of the pixel that is read, and the middle of the window")
+        self.to_peak = button("Peak", "crosshairs", "Point at the highest score of the image", self._to_peak)
+        for control in (self.zoom, self.x, self.y):
+            control.style.description_width, control.layout.width = "3.5em", "16em"
+        return [
+            row(self.threshold, self.colours),
+            row(self.opacity, self.truth, self.reset),
+            row(self.zoom, self.x, self.y, self.to_peak),
+        ]
+
+    def _below(self) -> list[w.Widget]:
+        self.readout = w.Label(layout={"width": "auto", "margin": "2px"})
+        self.overall = w.Label(layout={"width": "auto", "margin": "6px 2px"})
+        self.histogram = Picture(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self._thumbnail = lru_cache(1000)(self._small)
+        self.sheet = ContactSheet(self.picker, lambda i: self._thumbnail(self.picker.chosen[0], i))
+        self.path = field("Own images", "", "An image file, or a folder of images; press Enter")
+        self.path.continuous_update = False
+        self.upload = w.FileUpload(accept=_FILES, multiple=True, description="Upload", tooltip="Images of your own")
+        self.table_path = field("Verdicts", "verdicts.csv", "Where the table of verdicts is written")
+        self.save = button("Save", "save", "Write the verdicts on all images of the category as CSV", self._save)
+        self.status = w.Label(layout={"width": "auto", "margin": "2px"})
+        self.path.observe(self._opened, "value")
+        self.upload.observe(self._uploaded, "value")
+        own = [self.path, self.upload] if any(v.detector for v in self._views.values()) else []
+        return [
+            *(self.readout, self.overall, self.histogram, self.sheet),
+            *(row(*own, self.table_path, self.save), self.status),
+        ]
+
+    def open_own(self, source: str | Path | Mapping[str, bytes], name: str | None = None) -> None:
+        """Score images of one's own with the detector of the chosen category, and show them as one more category.
+
+        Parameters
+        ----------
+        source : path, or mapping of str to bytes
+            See :func:`~mlffn_lite.widgets.own.read_own`.
+        name : str, optional
+            Of the category; by default that of the file or folder.
+
+        Raises
+        ------
+        DataError
+            If nothing can be read; the explorer stays as it is.
+        """
+        shown = self._views[self.picker.chosen[0]]
+        detector = shown.detector or next((v.detector for v in self._views.values() if v.detector), None)
+        if detector is None:
+            raise ValueError("a prediction cannot score other images; give the explorer a detector")
+        found = read_own(source, detector)
+        name = name or ("uploaded" if isinstance(source, Mapping) else Path(source).expanduser().resolve().name)
+        name = f"own: {name}"
+        scale = shown.calibration if shown.detector else None
+        self._views[name] = View(detector, found.split, scale, labelled=found.labelled)
+        self._thumbnail.cache_clear()
+        self._category = ""
+        self.picker.add(name, found.split)
         self._reset()
+        skipped = f"; left out {len(found.faults)}: {few(found.faults, 1)}" if found.faults else ""
+        self.status.value = f"{len(found.split)} images opened{skipped}"
+
+    def save_verdicts(self, path: str | Path) -> Path:
+        """Write the verdicts on all images of the chosen category at this threshold as CSV; returns the path."""
+        category = self.picker.chosen[0]
+        return write_verdicts(path, self._views[category].verdicts.rows(self.threshold.value, category))
+
+    def score_at(self, x: int, y: int) -> float:
+        """Return the score of a pixel of the image."""
+        category, index = self.picker.chosen
+        return float(self._views[category].heat(index)[y, x])
+
+    def _save(self, _: Any) -> None:
+        self._try(lambda path: setattr(self.status, "value", f"written: {self.save_verdicts(path)}"),
+                  self.table_path.value or "verdicts.csv")  # fmt: skip
+
+    def _opened(self, change: Any) -> None:
+        if change["new"]:
+            self._try(self.open_own, change["new"])
+
+    def _uploaded(self, change: Any) -> None:
+        if files := {str(f["name"]): bytes(f["content"]) for f in change["new"]}:
+            self._try(self.open_own, files)
+            self.upload.value = ()
+
+    def _try(self, act: Any, argument: Any) -> None:
+        """Do what may fail for reasons of the user's; says so in a line."""
+        self.status.value = "…"
+        try:
+            act(argument)
+        except (MlffnError, ValueError, OSError) as error:
+            self.status.value = first_line(error)
 
     def _picked(self, _: Any) -> None:
         if self.picker.chosen[0] != self._category:
@@ -129,11 +221,31 @@ class HeatmapExplorer(Explorer):
     def _reset(self, _: Any = None) -> None:
         self._category = self.picker.chosen[0]
         view = self._views[self._category]
-        scale, maps = view.calibration, view.prediction.maps
+        scale, maps, scores = view.calibration, view.prediction.maps, view.verdicts.scores
         low, high = min(float(maps.min()), scale.low, scale.threshold), max(float(maps.max()), scale.high)
+        step = (scale.high - scale.low) / 100
+        top = max(scale.threshold, float(np.quantile(scores, 0.75)), scores[~view.verdicts.truth].max(initial=-np.inf))
         with self.together():
-            move(self.threshold, low, high, (scale.high - scale.low) / 100, scale.threshold)
-            move(self.colours, low, high, (scale.high - scale.low) / 50, (scale.low, scale.high))
+            move(self.threshold, min(float(scores.min()), scale.threshold) - step, top + step, step, scale.threshold)
+            move(self.colours, low, high, 2 * step, (scale.low, scale.high))
+            for control, size in ((self.x, maps.shape[2]), (self.y, maps.shape[1])):
+                move(control, 0, size - 1, 1, size // 2)
+            self._bars = Histogram(view.verdicts, self.threshold.min, self.threshold.max)
+
+    def _window(self, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
+        """Return left, top, width and height of what the picture shows; None for all."""
+        if self.zoom.value == 1:
+            return None
+        sizes = [max(1, round(n / self.zoom.value)) for n in shape[::-1]]
+        middle = zip((self.x.value, self.y.value), sizes, shape[::-1], strict=True)
+        left, top = (min(max(at - size // 2, 0), whole - size) for at, size, whole in middle)
+        return left, top, sizes[0], sizes[1]
+
+    def _small(self, category: str, index: int) -> np.ndarray:
+        view = self._views[category]
+        return view.scene(index, None, THUMB).overlaid(
+            view.calibration.low, view.calibration.high, 0.6, np.zeros(view.split.shape, bool)
+        )
 
     def redraw(self) -> None:
         """Draw the image with its true mask, its score map, and the overlay with what lies above the threshold."""
@@ -141,18 +253,18 @@ class HeatmapExplorer(Explorer):
         view, threshold = self._views[category], self.threshold.value
         low, high = self.colours.value
         high = max(high, low + self.colours.step)  # the colours must rise
-        scene, score = view.scene(index), view.score(index)
-        self.anomalous = score > threshold
+        self._scene = scene = view.scene(index, self._window(view.split.shape))
+        self.anomalous = view.score(index) > threshold
         self.labels, self.regions = find_regions(view.heat(index), threshold)
         name = " ".join(filter(None, (category, self.picker.name)))
-        marks = [(*scene.place(r.x, r.y), str(i)) for i, r in enumerate(self.regions[:_LISTED], 1)]
+        seen = [(i, r) for i, r in enumerate(self.regions[:_LISTED], 1)]
+        marks = [(*scene.place(r.x, r.y), str(i)) for i, r in seen if scene.shows(r.x, r.y)]
         over = scene.overlaid(low, high, self.opacity.value, self.labels > 0)
         on = np.bincount(self.labels[scene.mask], minlength=len(self.regions) + 1)[1:]
-        beside = self.anomalous and view.known(index) and scene.mask.any() and not on.any()
-        says = _verdict(score, threshold, view.split.defects[index], beside=bool(beside))
+        says, known = view.verdicts.says(index, threshold), view.known(index)
         rows = [
-            (i, r.area, number(r.peak), f"({r.x}, {r.y})", f"{o / r.area:.0%}" if view.known(index) else "unknown")
-            for i, (r, o) in enumerate(zip(self.regions[:_LISTED], on, strict=False), 1)
+            (i, r.area, number(r.peak), f"({r.x}, {r.y})", f"{on[i - 1] / r.area:.0%}" if known else "unknown")
+            for i, r in seen
         ]
         count = f"{len(self.regions)} region{'s' * (len(self.regions) != 1)} above the threshold"
         shown = f", the {_LISTED} with the highest peaks" if len(self.regions) > _LISTED else ""
@@ -160,88 +272,69 @@ class HeatmapExplorer(Explorer):
             f"{name}: {says}",
             f"{name}, its score map, and the map laid over it, {count} outlined. {says}",
             [
-                Panel("image, true mask", scene.photo(self.truth.value)),
+                Panel("image, true mask" if known else "image", scene.photo(self.truth.value)),
                 Panel("score map", scene.colours(low, high), (low, high, threshold)),
                 Panel("overlay, above the threshold", over, marks=marks),
             ],
             table(count + shown, ("region", "area in px", "peak", "peak at (x, y)", "on the true mask"), rows),
         )
+        self._survey(view, threshold)
+        self._read()
 
+    def _survey(self, view: View, threshold: float) -> None:
+        """Bring what is said and drawn about the whole set up to date."""
+        self.overall.value = view.verdicts.summary(threshold)
+        alt = f"Histogram of image scores, threshold at {number(threshold)}. {self.overall.value}"
+        if alt != self.histogram.tooltip:
+            self.histogram.tooltip, self.histogram.value = alt, encode(self._bars.draw(threshold), alt)
+        if self.picker.filter.value != "all":
+            self.picker.refresh()
+        self.sheet.update(view.verdicts.scores, view.verdicts.outcomes(threshold))
 
-def _verdict(score: float, threshold: float, defect: str, *, beside: bool) -> str:
-    """Compare score and threshold, and verdict and truth; ``beside``: nothing above the threshold is on the mask."""
-    found, true = score > threshold, defect != "good"
-    right = "right" if found == true else "a false alarm" if found else "a miss"
-    right += ", but not where the defect is" * beside
-    compared = f"image score {number(score)} {'>' if found else '≤'} threshold {number(threshold)}"
-    return f"{compared}: {word(found)}. Truth: {word(true)}; {right}."
+    def _to_peak(self, _: Any) -> None:
+        category, index = self.picker.chosen
+        heat = self._views[category].heat(index)
+        y, x = divmod(int(heat.argmax()), heat.shape[1])
+        self._point(x, y)
 
+    def _point(self, x: int, y: int) -> None:
+        """Point at a pixel, and draw once if at all."""
+        self._held += 1
+        self.x.value, self.y.value = x, y
+        self._held -= 1
+        self._pointed()
 
-class RunComparison(Explorer):
-    """See one image under two runs side by side, each with its own threshold and verdict.
+    def _pointed(self, _: Any = None) -> None:
+        if self._held:
+            return
+        if self.zoom.value > 1:
+            self.redraw()
+        else:
+            self._read()
 
-    Parameters
-    ----------
-    runs : mapping of str to AnomalyDetector or Prediction
-        Two runs by name, each fitted, or its prediction for the split.
-    split : Split
-        What is shown.
-    calibrations : mapping of str to Calibration, optional
-        As ``calibration`` of :class:`HeatmapExplorer`.
+    def _read(self, place: tuple[int, int] | None = None) -> None:
+        """Say the score at a pixel, by default at the point."""
+        x, y = place or (self.x.value, self.y.value)
+        score, threshold = self.score_at(x, y), self.threshold.value
+        known = self._views[self._category].known(self.picker.chosen[1])
+        mask = f", {'on' if self._scene.mask[y, x] else 'not on'} the true mask" if known else ""
+        above = "above" if score > threshold else "not above"
+        self.readout.value = f"x = {x}, y = {y}: score {number(score)}, {above} the threshold{mask}"
 
-    Attributes
-    ----------
-    picker : ImagePicker
-    opacity : FloatSlider
-        Of the overlays at the hot end of the colours, 0 to 1.
-    scale : Dropdown
-        ``"own"``: the colours of each run's calibration; ``"common"``: one scale that holds both.
-    strictness : FloatSlider
-        Where the thresholds lie: 0 is a run's typical good pixel, 1 its calibrated threshold, 2 as far again. The
-        scores of two runs need not have a common unit, so one threshold for both would mean nothing.
-    scores, thresholds, verdicts, scales, regions : dict
-        By run, for the chosen image: image score, threshold, whether it is anomalous, ends of the colours, regions.
-    """
+    def _hover(self, x: float, y: float) -> None:
+        if found := self._panel_at(x, y):
+            self._read(self._scene.pixel(*found[1:]))
 
-    def __init__(
-        self, runs: Mapping[str, Source], split: Split, *, calibrations: Mapping[str, Calibration] | None = None
-    ) -> None:
-        if len(runs) != 2:
-            raise ValueError(f"give two runs to compare, got {len(runs)}")
-        self._views = {name: View(run, split, (calibrations or {}).get(name)) for name, run in runs.items()}
-        self.picker = ImagePicker({"": split})
-        self.strictness = slider("Strictness", (0, 2, 0.02), 1.0, "1: each run's threshold; 0: its typical good pixel")
-        self.opacity = slider("Opacity", (0, 1, 0.05), 0.6, _OPACITY)
-        self.scale = dropdown("Colours", [("own scale each", "own"), ("common scale", "common")], _SCALE)
-        super().__init__(self.picker, row(self.strictness, self.opacity, self.scale))
-        self._watch(self.picker, self.opacity, self.strictness, self.scale)
-        self.redraw()
+    def _press(self, x: float, y: float) -> None:
+        if found := self._panel_at(x, y):
+            self._point(*self._scene.pixel(*found[1:]))
 
-    def redraw(self) -> None:
-        """Draw the image with its true mask, and the overlay of either run with what lies above its threshold."""
-        index = self.picker.chosen[1]
-        self.scales = {name: (v.calibration.low, v.calibration.high) for name, v in self._views.items()}
-        if self.scale.value == "common":
-            every = [end for scale in self.scales.values() for end in scale]
-            self.scales = dict.fromkeys(self._views, (min(every), max(every)))
-        self.scores, self.thresholds, self.verdicts, self.regions = {}, {}, {}, {}
-        panels: list[Panel] = []
-        rows, says = [], []
-        for name, view in self._views.items():
-            (low, high), scene, score = self.scales[name], view.scene(index), view.score(index)
-            typical = view.calibration.low
-            threshold = typical + self.strictness.value * (view.calibration.threshold - typical)
-            labels, self.regions[name] = find_regions(view.heat(index), threshold)
-            self.scores[name], self.thresholds[name], self.verdicts[name] = score, threshold, score > threshold
-            found = labels > 0
-            over = scene.overlaid(low, high, self.opacity.value, found)
-            panels.append(Panel(name, over, (low, high, threshold)))
-            share = f"{(found & scene.mask).sum() / scene.mask.sum():.0%}" if scene.mask.any() else "–"
-            false = int((found & ~scene.mask).sum()) if view.known(index) else "unknown"
-            rows.append((name, number(score), number(threshold), word(score > threshold), share, false))
-            says.append(f"{name}: {number(score)}, {word(score > threshold)}.")
-        truth = f"{self.picker.name}, in truth {word(view.split.defects[index] != 'good')}"
-        columns = ("run", "image score", "threshold", "verdict", "true mask found", "px above it elsewhere")
-        text = f"{truth}. {' '.join(says)}"
-        panels.insert(0, Panel("image, true mask", scene.photo()))
-        self._publish(text, f"An image and the overlays of two runs: {text}", panels, table(truth, columns, rows))
+    def _key(self, key: str) -> None:
+        """Act on a key that is pressed while the picture has the focus: the canvas keeps all of them from the page."""
+        x, y = {"ArrowLeft": (-1, 0), "ArrowRight": (1, 0), "ArrowUp": (0, -1), "ArrowDown": (0, 1)}.get(key, (0, 0))
+        if x or y:
+            self._point(self.x.value + x, self.y.value + y)
+        elif key in "+-":
+            self.zoom.value += 1 if key == "+" else -1
+        elif key in ("Tab", "Escape"):
+            self.zoom.focus()

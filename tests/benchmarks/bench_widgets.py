@@ -1,7 +1,7 @@
 """Time what a step of a slider costs: ``python tests/benchmarks/bench_widgets.py``, with ``notebooks`` in PYTHONPATH.
 
 Each step sets a control to a new value; the time includes everything up to the encoded picture. The painter also runs a
-detector of the preset lite on one image; how well that is trained does not matter here. Beside the time of the wall
+detector of the preset small on one image; how well that is trained does not matter here. Beside the time of the wall
 clock stands that of the processor, which says what remains when nothing else runs.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     folder = AnomalyFolder(miniparts_path() / "weave", size=options.size)
-    config = Config.preset("lite", data={"size": options.size}, train={"steps": 2, "device": "cpu"})
+    config = Config.preset("small", data={"size": options.size}, train={"steps": 2, "device": "cpu"})
     with tempfile.TemporaryDirectory() as run:
         detector = AnomalyDetector(config).fit(folder, out=Path(run), progress=False)
     prediction = detector.predict_split(folder.test)

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 # What a spreadsheet would compute. A sign before a plain word or number is no formula that does anything.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _PLAIN = re.compile(r"[+\-][\w .,%]*")
+_NO_TEXT = re.compile("[\ud800-\udfff]")
 _MARKUP = str.maketrans({"<": "&lt;", ">": "&gt;", "[": "\\[", "]": "\\]", "`": "\\`", "|": "\\|"})
 
 
@@ -24,6 +25,11 @@ def cell(value: Any) -> Any:
 def uncell(text: str) -> str:
     """Return the text that :func:`cell` was given."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
+
+
+def name(path: object) -> str:
+    """Return a path as text that any file can hold: a byte of it that is no UTF-8 becomes ``%FF``."""
+    return _NO_TEXT.sub(lambda match: f"%{ord(match[0]) & 0xFF:02X}", str(path))
 
 
 def cells(table: pd.DataFrame) -> pd.DataFrame:

@@ -182,9 +182,9 @@ def _write_all(
     progress: bool,
 ) -> pd.DataFrame:
     scale, names = fitted(detector), dict(zip(paths, _unique_names(paths), strict=True))
-    rows, regions = _kept(folder, {str(p) for p in paths}) if resume else ([], [])
+    rows, regions = _kept(folder, {escaped.name(p) for p in paths}) if resume else ([], [])
     done = {row["image"] for row in rows}
-    left = [p for p in paths if str(p) not in done]
+    left = [p for p in paths if escaped.name(p) not in done]
     tables = Tables(folder, rows, regions)
     bar = tqdm(total=len(paths), initial=len(done), unit="image", disable=not progress, delay=2)
     with tables, ThreadPoolExecutor(WRITERS) as readers, ThreadPoolExecutor(WRITERS) as writers, bar:
@@ -204,7 +204,7 @@ def _write_all(
         for job in waiting:
             job.result()
     if coco:
-        write_json(folder / COCO, _coco(tables.rows, tables.regions, names))
+        write_json(folder / COCO, _coco(tables.rows, tables.regions))
     return pd.DataFrame(tables.rows, columns=list(SCORE_COLUMNS))
 
 
@@ -256,7 +256,7 @@ def _judge(
     path: object, loaded: _Loaded, heat: np.ndarray | None, scale: Calibration, view: View
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return an image's line of ``scores.csv`` and those of its regions."""
-    row: dict[str, Any] = dict.fromkeys(SCORE_COLUMNS, "") | {"image": str(path), "threshold": scale.threshold}
+    row: dict[str, Any] = dict.fromkeys(SCORE_COLUMNS, "") | {"image": escaped.name(path), "threshold": scale.threshold}
     if heat is None or not np.isfinite(heat).all() or not math.isfinite(scale.threshold):
         return {**row, "verdict": ERROR, "error": loaded.fault or NOT_FINITE}, []
     found = scale.rule.regions(heat)
@@ -274,8 +274,9 @@ def _line(path: object, number: int, region: Region, box: Box, shape: tuple[int,
     width = math.ceil((region.left + region.width) * right) - x
     height = math.ceil((region.top + region.height) * down) - y
     peak = (left + int((region.x + 0.5) * right), top + int((region.y + 0.5) * down))
-    values = (str(path), number, left + x, top + y, width, height, round(region.area * right * down), region.peak)
-    return dict(zip(REGION_COLUMNS, (*values, *peak), strict=True))
+    area = round(region.area * right * down)
+    values = (escaped.name(path), number, left + x, top + y, width, height, area, region.peak, *peak)
+    return dict(zip(REGION_COLUMNS, values, strict=True))
 
 
 def _files(name: str, outputs: Outputs) -> dict[str, str]:
@@ -403,7 +404,7 @@ def _kept(folder: Path, wanted: set[str]) -> tuple[list[dict[str, Any]], list[di
     return list(last.values()), [x for x in regions if x["image"] in last]
 
 
-def _coco(rows: list[dict[str, Any]], regions: list[dict[str, Any]], names: dict[Path, str]) -> dict[str, Any]:
+def _coco(rows: list[dict[str, Any]], regions: list[dict[str, Any]]) -> dict[str, Any]:
     """Return images and regions in COCO's format."""
     numbers = {row["image"]: i + 1 for i, row in enumerate(rows)}
     notes = [
@@ -451,7 +452,7 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
         while candidate in names:
             candidate, number = f"{name}_{number}", number + 1
         names[candidate] = None
-    return list(names)
+    return [escaped.name(name) for name in names]
 
 
 def not_judged(table: pd.DataFrame) -> str:

@@ -17,6 +17,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from systems import signals
 
 import mlffn_lite
 from mlffn_lite import cli
@@ -443,6 +444,7 @@ def test_what_is_recommended_trains_and_loads(run: Run, parts: Path, tmp_path: P
     assert (code, "4 images" in out) == (0, True)
 
 
+@signals
 def test_ctrl_c_keeps_a_checkpoint_and_says_how_to_resume(parts: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mlffn_lite", "train", str(parts), "--out", str(tmp_path / "r"), *FAST]
     command += ["--set", "train.steps=100000", "--set", "train.checkpoint_every=2"]

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from systems import signals
 from torch import Tensor
 
 from mlffn_lite import registry
@@ -114,6 +115,7 @@ def test_killed_between_checkpoints_resumes_from_the_last(split: Any, tmp_path: 
     assert same(weights(whole), weights(resumed))
 
 
+@signals
 def test_sigterm_keeps_a_checkpoint_and_restores_handlers(split: Any, tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with pytest.raises(Interrupted, match="step 2"):

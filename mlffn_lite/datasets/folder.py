@@ -19,6 +19,7 @@ from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from .. import escaped
 from ..errors import DataError, MissingExtraError, UnreadableError, extra
 from .cache import DiskArray, fits
 from .view import FILL, SAMPLE, Box, View, find_box, ignore_png
@@ -608,10 +609,7 @@ class Parts:
 
     def fingerprint(self, *, test: bool = True) -> str:
         """Return the SHA-256 (hex) of all names and contents in use, with or without the test split."""
-        digest = hashlib.sha256()
-        for path, content in self.digests(test=test).items():
-            digest.update(f"{path}\0{content}\n".encode())
-        return digest.hexdigest()
+        return fingerprint_of(self.digests(test=test))
 
     def digests(self, *, test: bool = True) -> dict[str, str]:
         """Return the SHA-256 (hex) of each image and mask in use by its name, with or without the test split.
@@ -628,7 +626,15 @@ class Parts:
 
     def name(self, path: Path) -> str:
         """Return the name of an image: its path below :attr:`root`, or the path itself if it lies elsewhere."""
-        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
+        return escaped.name((path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix())
+
+
+def fingerprint_of(digests: Mapping[str, str]) -> str:
+    """Return the SHA-256 (hex) of names and the digests of their contents, in their order."""
+    digest = hashlib.sha256()
+    for path, content in digests.items():
+        digest.update(f"{path}\0{content}\n".encode())
+    return digest.hexdigest()
 
 
 class AnomalyFolder(Parts):

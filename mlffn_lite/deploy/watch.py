@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from .. import escaped
 from ..datasets.folder import list_images
 from ..detector import AnomalyDetector
 from ..errors import DataError, MlffnError, extra
@@ -128,7 +129,7 @@ class Watcher:
         for path in list_images(self.source):
             if self.stop.is_set():
                 break
-            if self.move is None and str(path) in self._done:
+            if self.move is None and escaped.name(path) in self._done:
                 continue
             try:
                 about = path.stat()
@@ -153,7 +154,7 @@ class Watcher:
             self._bad[path] = mark
         else:
             found.write(self.folder, self._name(path), self.detector, self.outputs)
-            self._done.add(str(path))
+            self._done.add(escaped.name(path))
             if self.move is not None:
                 write_atomic(self.folder / MOVING, f"{self._lines}\n{path}")
             self._lines += 1

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .. import registry
+from .. import escaped, registry
 from ..config import Config
 from ..datasets.sources import Parts, open_source
 from ..detector import PREDICT_BATCH, AnomalyDetector
@@ -59,7 +59,12 @@ class Cell:
         own = [self.code] if self.code else []
         digest = digest_of(self.numerics, self.fingerprint, with_train(self.config, device="auto"), *own)
         method = self.method.rpartition(":")[2]  # of an import path
-        return f"{Path(self.data).name}-{method}-seed{self.seed}-{digest}.json"
+        return f"{self.set}-{method}-seed{self.seed}-{digest}.json"
+
+    @property
+    def set(self) -> str:
+        """Name of the data folder."""
+        return escaped.name(Path(self.data).name)
 
     @property
     def method(self) -> str:
@@ -119,7 +124,7 @@ def measure(cell: Cell, partial: Path | None = None) -> dict[str, Any]:
         }
         measured, prediction = detector.evaluate_split(parts.test)
         return {
-            "set": Path(cell.data).name,
+            "set": cell.set,
             "method": cell.method,
             "seed": cell.seed,
             **{k: measured[k] for k in (*METRIC_LABELS, "per_defect", "shape", "images")},

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import registry
+from .. import escaped, registry
 from ..config import Config
 from ..datasets.miniparts import CATEGORIES, miniparts_path
 from ..datasets.sources import open_source
@@ -244,12 +244,13 @@ def open_places(folders: Sequence[Path], config: Config) -> dict[str, Place]:
     """
     places: dict[str, Place] = {}
     for path in (p.resolve() for p in folders):
-        if path.name in places:
-            raise DataError(f"{path} and {places[path.name].path} have the same name; rename one, tables go by it")
+        name = escaped.name(path.name)
+        if name in places:
+            raise DataError(f"{path} and {places[name].path} have the same name; rename one, tables go by it")
         parts = open_source(path, config.data, cache_bytes=0)  # decodes every file, keeps none
         if len(set(parts.test.labels().tolist())) < 2:
             raise DataError(f"{path} needs good and defective test images; put some into test/good and test/<defect>")
-        places[path.name] = Place(path, parts.fingerprint(), parts.digests())
+        places[name] = Place(path, parts.fingerprint(), parts.digests())
     return places
 
 

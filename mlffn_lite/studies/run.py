@@ -135,7 +135,7 @@ def _watch(cells: Sequence[Cell], store: Store, progress: bool) -> Iterator[Look
         def look() -> list[Cell]:
             for cell in [cell for cell in left if store.settled(cell)]:
                 left.remove(cell)
-                text = f"{Path(cell.data).name} {cell.label} seed {cell.seed}: {_outcome(cell, store)}"
+                text = f"{cell.set} {cell.label} seed {cell.seed}: {_outcome(cell, store)}"
                 bar.set_postfix_str(text, refresh=False)
                 bar.update()
                 if progress and bar.disable:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from ..config import Config
+from ..datasets.folder import fingerprint_of
 from ..errors import ConfigError, StudyError
 from ..ownership import remove_old_orphans
 from ..sealed import read_regular
@@ -167,7 +168,7 @@ class Store:
             if stored.get(name, place.fingerprint) == place.fingerprint:
                 continue
             path = self.folder / DATA / f"{name}.json"
-            before = _beside(path, "files") if path.exists() else place.digests
+            before = _files(path) if path.exists() else place.digests
             changed = sorted({file for file, _ in before.items() ^ place.digests.items()})
             more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
             said = f" ({changed[0]} differs{more})" if changed else ""
@@ -191,6 +192,8 @@ class Store:
         found = []
         for path in sorted((self.folder / GRIDS).glob("*.json")):
             with _content(path, " and give its command again") as content:
+                if not path.stem.endswith(f"-{digest_of(content)}"):
+                    raise ValueError("it is not what its name is the digest of")
                 grid = checked(Grid, content)
                 for config in (grid.base, *grid.columns.values()):
                     Config().replace(**config)
@@ -211,6 +214,14 @@ def _beside(path: Path, key: str) -> Any:
     """Return one value of a file that stands beside the cells."""
     with _content(path, ", no result is lost") as content:
         return content[key]
+
+
+def _files(path: Path) -> dict[str, str]:
+    """Return the digests of a data set's files, which its fingerprint confirms."""
+    with _content(path, ", no result is lost") as content:
+        if fingerprint_of(content["files"]) != content["fingerprint"]:
+            raise ValueError("its fingerprint is not that of its files")
+        return dict(content["files"])
 
 
 def _record(path: Path) -> dict[str, Any]:

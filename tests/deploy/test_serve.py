@@ -20,6 +20,7 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from systems import signals
 
 pytest.importorskip("fastapi")
 
@@ -154,6 +155,7 @@ def test_the_page_loads_nothing_from_elsewhere(client: TestClient) -> None:
 
 
 @pytest.mark.slow
+@signals
 def test_it_runs_from_the_command_line_and_loses_nothing(fitted_run: Path, parts: Path) -> None:
     command = [sys.executable, "-m", "mlffn_lite", "serve", str(fitted_run), "--port", "0", "--device", "cpu"]
     body = (parts / "test/scratch/000.png").read_bytes()

@@ -17,6 +17,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from filelock import FileLock
+from systems import signals
 
 pytest.importorskip("watchfiles")
 
@@ -153,6 +154,7 @@ def test_judged_images_are_moved_where_that_is_asked_for(
     assert sorted(p.name for p in place.glob("NOK/*")) == ["good.png", "scratch.png"]
 
 
+@signals
 @pytest.mark.slow
 def test_a_killed_watcher_goes_on_and_sigterm_ends_it(fitted_run: Path, parts: Path, tmp_path: Path) -> None:
     source, folder = tmp_path / "in", tmp_path / "out"

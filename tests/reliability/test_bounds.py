@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from systems import pipes
 
 from mlffn_lite import metrics, streamed
 from mlffn_lite.config import Config
@@ -46,7 +47,7 @@ def test_sixteen_bits_are_scaled_in_strips_as_before(tmp_path: Path) -> None:
     assert torch.equal(files.read_image(tmp_path / "a.png")[0], torch.from_numpy(expected))
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no pipes among the files of this system")
+@pipes
 def test_pipes_and_devices_are_never_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "zero.png").symlink_to("/dev/zero")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from systems import pipes
 
 from mlffn_lite.config import Config
 from mlffn_lite.errors import StudyError
@@ -54,6 +56,20 @@ def test_no_flipped_bit_of_a_cell_is_believed(store: Store, tries: int) -> None:
         content[place // 8] ^= 1 << (place % 8)
         path.write_bytes(content)
         refused(store.records)
+
+
+@pytest.mark.parametrize("kind", ["grids", "data"])
+def test_no_flipped_bit_beside_the_cells_is_believed(kind: str, store: Store, parts: Path, tries: int) -> None:
+    places = open_places([parts], Config.preset("tiny"))
+    other = {name: place._replace(fingerprint="0" * 64) for name, place in places.items()}
+    (path,) = (store.folder / kind).glob("*.json")
+    whole = path.read_bytes()
+    for place in np.random.default_rng(0).integers(8 * len(whole), size=tries):
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << (place % 8)
+        path.write_bytes(content)
+        said = refused(store.grids if kind == "grids" else lambda: store.check(other))
+        assert path.name in said
 
 
 IMPOSSIBLE: dict[str, Any] = {
@@ -110,9 +126,8 @@ def test_a_cell_without_digest_is_refused_and_sealed_only_if_it_is_right(store: 
     assert "damaged" in refused(store.records)
 
 
+@pipes
 def test_a_pipe_in_place_of_a_cell_is_not_waited_for(store: Store) -> None:
-    import os
-
     (path,) = store.paths()
     path.unlink()
     os.mkfifo(path)

@@ -19,6 +19,7 @@ from subprocess import PIPE
 from typing import Any
 
 import pytest
+from systems import signals
 
 from mlffn_lite.errors import ConfigError, MlffnError, StudyError
 from mlffn_lite.studies.cell import Cell
@@ -165,6 +166,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "own_methods"
 
 
+@signals
 @pytest.mark.slow
 def test_a_method_of_ones_own_stands_in_one_table_and_one_that_kills_its_process_takes_no_other_along(
     undisturbed: Store,
@@ -207,6 +209,7 @@ def test_a_new_process_for_every_cell(cells: list[Cell], tmp_path: Path) -> None
     assert len(store.paths()) == 2
 
 
+@signals
 @pytest.mark.slow
 def test_killed_half_way_and_resumed_equals_undisturbed(
     undisturbed: Store, cells: list[Cell], results: Results, options: list[str], study: Start, tmp_path: Path

@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 BIN := .venv/bin
 READY := .venv/.ready
 WORKERS ?= 2
+MINUTES ?= 60
 TABLES := $(if $(FULL),--set data.size=128 --seeds 3 --out runs/tables-full,--small --seeds 2 --out runs/tables)
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-sanitize-with=notebooks/sanitise.cfg
 
@@ -15,8 +16,11 @@ demo: $(READY)  ## train on one bundled category and write a report
 lab: $(READY)  ## open the notebooks in JupyterLab
 	$(BIN)/python -m jupyterlab --ServerApp.root_dir=. notebooks/00_start_here.ipynb
 
-torture: $(READY)  ## an hour of damage, faults and floods: all that `make test` tries a little of
-	TORTURE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout=3600 tests/reliability
+torture: $(READY)  ## an hour (MINUTES=60) of damage, faults and floods, in rounds that draw other cases each
+	end=$$(($$(date +%s) + $(MINUTES) * 60)); round=1; while [ $$(date +%s) -lt $$end ]; do \
+		TORTURE=$$round OMP_NUM_THREADS=1 $(BIN)/python -m pytest --timeout=3600 tests/reliability || exit 1; \
+		round=$$((round + 1)); \
+	done
 
 audit: $(READY)  ## known vulnerabilities and licences of what requirements.lock pins
 	$(BIN)/python tests/audit.py

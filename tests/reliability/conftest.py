@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
+from hypothesis import settings
 
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder
@@ -21,10 +23,25 @@ CONFIG = Config.preset(
 )
 
 
+ROUND = int(os.environ.get("TORTURE", "0"))
+"""Which round of `make torture` this is; each draws other cases. 0 is the few of `make test`, always the same."""
+
+
 @pytest.fixture(scope="session")
 def tries() -> int:
     """How many random cases a test draws."""
-    return 1000 if os.environ.get("TORTURE") else 40
+    return 1000 if ROUND else 40
+
+
+@pytest.fixture
+def draws() -> np.random.Generator:
+    """What a test draws its random cases from."""
+    return np.random.default_rng(ROUND)
+
+
+if ROUND:
+    settings.register_profile("torture", max_examples=2000, deadline=None)
+    settings.load_profile("torture")
 
 
 @pytest.fixture(scope="session")

@@ -47,11 +47,11 @@ def refused(read: Callable[[], object]) -> str:
     return str(caught.value)
 
 
-def test_no_flipped_bit_of_a_cell_is_believed(store: Store, tries: int) -> None:
+def test_no_flipped_bit_of_a_cell_is_believed(store: Store, tries: int, draws: np.random.Generator) -> None:
     (path,) = store.paths()
     assert len(store.records()) == 1
     whole = path.read_bytes()
-    for place in np.random.default_rng(0).integers(8 * len(whole), size=tries):
+    for place in draws.integers(8 * len(whole), size=tries):
         content = bytearray(whole)
         content[place // 8] ^= 1 << (place % 8)
         path.write_bytes(content)
@@ -59,12 +59,14 @@ def test_no_flipped_bit_of_a_cell_is_believed(store: Store, tries: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["grids", "data"])
-def test_no_flipped_bit_beside_the_cells_is_believed(kind: str, store: Store, parts: Path, tries: int) -> None:
+def test_no_flipped_bit_beside_the_cells_is_believed(
+    kind: str, store: Store, parts: Path, tries: int, draws: np.random.Generator
+) -> None:
     places = open_places([parts], Config.preset("tiny"))
     other = {name: place._replace(fingerprint="0" * 64) for name, place in places.items()}
     (path,) = (store.folder / kind).glob("*.json")
     whole = path.read_bytes()
-    for place in np.random.default_rng(0).integers(8 * len(whole), size=tries):
+    for place in draws.integers(8 * len(whole), size=tries):
         content = bytearray(whole)
         content[place // 8] ^= 1 << (place % 8)
         path.write_bytes(content)

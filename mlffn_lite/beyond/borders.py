@@ -38,19 +38,25 @@ def zones(height: int, width: int, rings: int) -> Tensor:
     return torch.where(border, 1 + 4 * distance + side, 0)
 
 
-def fit_scale(maps: Tensor, rings: int) -> Scale:
+def fit_scale(maps: Tensor, rings: int, ignored: Tensor | None = None) -> Scale:
     """Take the scale, (4 · rings + 1,) each, from score maps (N, H, W) of good images.
 
     A noisy border is damped, a quiet one is not raised to the noise of the rest: median and width are at least those
-    inside.
+    inside. Pixels that are ``ignored``, (H, W) or (N, H, W) bool, do not count; where nothing is seen of a border it
+    has the scale of the inside, which is that of all there is where nothing is seen inside.
     """
     height, width = maps.shape[-2:]
     where = _pixels(zones(-(-height // CELL), -(-width // CELL), rings), height, width).to(maps.device)
+    seen = None if ignored is None else ~ignored.to(maps.device).expand_as(maps)
     centre = torch.full((4 * rings + 1,), -torch.inf, device=maps.device)  # small images lack the inner rings
     spread = torch.zeros_like(centre)
     for zone in where.unique().tolist():
-        low, high = normal_range(maps[:, where == zone])
-        centre[zone], spread[zone] = low, (high - low).clamp(min=1e-6)
+        values = maps[:, where == zone] if seen is None else maps[seen & (where == zone)]
+        if seen is not None and zone == 0 and not values.numel():
+            values = maps[seen]
+        if values.numel():
+            low, high = normal_range(values)
+            centre[zone], spread[zone] = low, (high - low).clamp(min=1e-6)
     return Scale(centre.clamp(min=float(centre[0])), spread.clamp(min=float(spread[0])))
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..config import Config
 from ..datasets.folder import Split
 from ..datasets.sources import iterate_batches
-from ..detector import PREDICT_BATCH, AnomalyDetector, calibration_sample
+from ..detector import PREDICT_BATCH, AnomalyDetector, calibration_places, calibration_sample
 from ..errors import CheckpointError
 from ..features import BackboneDetector, FrozenDetector
 from ..storage import CHECKPOINT, write_config
@@ -116,11 +116,20 @@ class EnsembleDetector(AnomalyDetector):
 
     @torch.inference_mode()
     def _calibrate(self, train: Split) -> None:
-        sample = calibration_sample(train, self._held(train))
+        held, rings = self._held(train), self.config.ensemble.rings
+        sample = calibration_sample(train, held)
         maps = torch.cat([self._run(images, self._maps, numbers).cpu() for images, numbers in sample])
-        self.scales = torch.stack([torch.stack(fit_scale(part, self.config.ensemble.rings)) for part in maps.unbind(1)])
+        ignored = self._ignored(calibration_places(len(train), held))
+        self.scales = torch.stack([torch.stack(fit_scale(part, rings, ignored)) for part in maps.unbind(1)])
         self._fields = None
         self.calibration = self._calibrated(self._combine(self._standardise(maps)))
+
+    def _ignored(self, numbers: Tensor) -> Tensor | None:
+        """Return the ignored pixels of all images (H, W), or of each of the tiles of these numbers (N, h, w)."""
+        ignored, tiles = self.view.ignored(self.shape), self.tiles
+        if ignored is None or tiles is None:
+            return ignored
+        return torch.stack([tiles.cut(ignored, n) for n in (numbers % len(tiles.places)).tolist()])
 
     @torch.inference_mode()
     def maps(self, images: Any) -> dict[str, Tensor]:

@@ -96,3 +96,28 @@ def test_without_rings_the_image_has_one_scale() -> None:
     low, high = (ordered[int(q * (len(ordered) - 1))] for q in (0.5, 0.999))
     assert [x.tolist() for x in scale] == [[float(low)], [float(high - low)]]
     assert int(zones(5, 7, 0).max()) == 0
+
+
+def test_ignored_pixels_do_not_count() -> None:
+    """The scale is that of what is seen; a zone that is ignored whole has that of the inside, and that of all."""
+    maps = torch.rand(4, 64, 64, generator=torch.Generator().manual_seed(4)) + 1
+    ignored = torch.zeros(64, 64, dtype=torch.bool)
+    ignored[:, 28:] = True
+    other = torch.where(ignored, -100 * torch.rand(64, 64), maps)
+    found = fit_scale(other, 1, ignored)
+    cells = zones(8, 8, 1).repeat_interleave(8, 0).repeat_interleave(8, 1)
+    for zone in range(5):
+        values = maps[:, (cells == zone) & ~ignored].flatten().sort().values
+        if zone == 4:  # at the right
+            assert not len(values)
+            assert [float(x[4]) for x in found] == [float(x[0]) for x in found]
+        else:
+            low, high = (float(values[int(q * (len(values) - 1))]) for q in (0.5, 0.999))
+            assert float(found.centre[zone]) == pytest.approx(max(low, float(found.centre[0])))
+            assert float(found.width[zone]) == pytest.approx(max(high - low, float(found.width[0])))
+    apart = torch.stack([ignored, ignored.flip(1), ~ignored, torch.ones_like(ignored)])  # as tiles of an image are
+    expected = torch.cat([part[~hidden] for part, hidden in zip(maps, apart, strict=True)]).median()
+    assert float(fit_scale(maps, 0, apart).centre) == float(expected)
+    ignored[:] = True
+    ignored[:8] = False  # nothing inside is seen
+    assert float(fit_scale(maps, 1, ignored).centre[0]) == float(maps[:, :8].median())

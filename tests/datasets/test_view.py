@@ -15,6 +15,7 @@ from PIL import Image
 from scipy import ndimage
 
 from mlffn_lite import metrics
+from mlffn_lite.beyond.ensemble import EnsembleDetector
 from mlffn_lite.config import Config
 from mlffn_lite.datasets.folder import AnomalyFolder, find_view, open_image, read_image, read_mask, scan
 from mlffn_lite.datasets.sources import open_source
@@ -23,6 +24,7 @@ from mlffn_lite.detector import AnomalyDetector
 from mlffn_lite.errors import CheckpointError, ConfigError, DataError
 from mlffn_lite.heatmaps import Outputs, write_predictions
 from mlffn_lite.studies.cell import Cell
+from mlffn_lite.tiles import TiledSplit
 
 BOX = (4, 16, 56, 30)
 SHAPE = (48, 64)  # of the images of the box once resized; not those of the box
@@ -113,6 +115,33 @@ def test_scores_do_not_depend_on_what_is_not_looked_at(fitted: AnomalyDetector, 
     assert torch.equal(mine, same)
     assert torch.equal(same[0][seen], same.min().expand(int(seen.sum())))
     assert float(score[0]) == float(same[0][~seen].max())
+
+
+@pytest.mark.parametrize("tile", [0, 32])
+def test_an_ensemble_is_scaled_on_what_is_looked_at(tile: int, parts: Path, tmp_path: Path) -> None:
+    """Of good images as if left out, what is seen has the median 0 and the 99.9th percentile 1, map by map."""
+    marked = np.zeros((64, 64), np.uint8)
+    marked[:, 24:] = 255
+    Image.fromarray(marked).save(tmp_path / "ignore.png")
+    members = {"members": {"density": 1.0, "memory": 1.0}, "rings": 0}
+    preset = Config.preset("tiny", method="ensemble", ensemble=members, memory={"patches": 60})
+    data = {"size": 64, "tile": tile, "overlap": 8, "ignore": str(tmp_path / "ignore.png")}
+    folder = open_source(parts, preset.replace(data=data).data)
+    detector = AnomalyDetector(preset.replace(data=data, train={"device": "cpu"})).fit(folder, progress=False)
+    assert isinstance(detector, EnsembleDetector)
+    train = TiledSplit(folder.train, detector.tiles) if detector.tiles else folder.train
+    with torch.inference_mode():
+        maps = detector._run(train.images(), detector._maps, torch.arange(len(train)))
+    ignored = folder.view.ignored((64, 64))
+    assert ignored is not None
+    places = detector.tiles.places if detector.tiles else [(0, 0)]
+    (height, width), hidden = maps.shape[-2:], []
+    for top, left in places * len(folder.train):
+        hidden.append(ignored[top : top + height, left : left + width])
+    for values in detector._standardise(maps).unbind(1):
+        seen = values[~torch.stack(hidden)].sort().values
+        assert float(seen.median()) == pytest.approx(0, abs=1e-4)
+        assert float(seen[int(0.999 * (len(seen) - 1))]) == pytest.approx(1, abs=1e-4)
 
 
 def test_the_run_keeps_its_view(

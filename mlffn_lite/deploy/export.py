@@ -184,7 +184,12 @@ def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, path: Path
     try:
         with _silent():
             made = torch.onnx.export(
-                program, (image,), dynamo=True, verbose=False, input_names=["image"], output_names=["map", "score"]
+                program.run_decompositions(_PLAIN),
+                (image,),
+                dynamo=True,
+                verbose=False,
+                input_names=["image"],
+                output_names=["map", "score"],
             )
             assert made is not None
             made.model.metadata_props[KEY] = meta
@@ -193,13 +198,27 @@ def _write_onnx(program: torch.export.ExportedProgram, image: Tensor, path: Path
         raise ConfigError(f"it cannot be written as ONNX ({first_line(error)})") from error
 
 
+def _bags(table: Tensor, index: Tensor, offsets: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum rows of a table, weighted, in bags of one size, as :mod:`~mlffn_lite.texture` does."""
+    weights: Tensor = others[3]
+    rows = table[index].view(len(offsets), -1, table.shape[1]) * weights.view(len(offsets), -1, 1)
+    return rows.sum(1), index, index, index
+
+
+# Torch's own becomes a loop over pixels in ONNX, which OpenVINO does not read.
+_PLAIN: dict[Any, Any] = {torch.ops.aten.embedding_bag.padding_idx: _bags}
+
+
 def _write_openvino(program: torch.export.ExportedProgram, image: Tensor, path: Path, meta: str) -> None:
     import openvino
 
     with tempfile.TemporaryDirectory() as place:
         onnx = Path(place) / "model.onnx"
         _write_onnx(program, image, onnx, meta)
-        model = openvino.convert_model(onnx)
+        try:
+            model = openvino.convert_model(onnx)
+        except RuntimeError as error:
+            raise ConfigError(f"OpenVINO does not read it ({first_line(error)}); export it as onnx") from error
     model.set_rt_info(meta, [KEY])
     openvino.save_model(model, path, compress_to_fp16=False)
 

@@ -110,11 +110,34 @@ def test_the_runner_is_short() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["mlffn", "patchcore", "padim"])
+@pytest.mark.parametrize("method", ["mlffn", "residual", "ensemble_trained", "patchcore", "padim"])
 def test_other_methods(method: str, parts: Path, tmp_path: Path) -> None:
     run = fit(method, parts, tmp_path / "run")
     export(run)
     assert_equal(run, open_detector(run, "onnx"), parts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["mlffn", "ensemble_trained"])
+def test_openvino_reads_what_has_a_texture_branch(method: str, parts: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    run = fit(method, parts, tmp_path / "run")
+    export(run, "openvino")
+    assert_equal(run, open_detector(run, "openvino"), parts)
+
+
+def test_what_openvino_does_not_read_is_one_line(
+    refused: Refused, fitted_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("openvino")
+
+    def fail(path: Path) -> None:
+        raise RuntimeError("no such operation\nand more")
+
+    monkeypatch.setattr(openvino, "convert_model", fail)
+    line = refused("export", fitted_run, "--format", "openvino", "--out", tmp_path / "new/m.xml")
+    assert "OpenVINO does not read it (no such operation); export it as onnx" in line
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.slow

@@ -43,6 +43,11 @@ class Options:
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: data.size=128.")] = None
     crop: Annotated[str | None, typer.Option(metavar="L,T,W,H|auto", help="What to look at (data.crop).")] = None
     ignore: Annotated[str | None, typer.Option(metavar="MASK", help="White: counts for nothing (data.ignore).")] = None
+    good: Annotated[str | None, typer.Option(metavar="FOLDER", help="Of good images in DATA (data.good).")] = None
+    bad: Annotated[
+        list[str] | None, typer.Option(metavar="FOLDER", help="Of defective ones; may be repeated (data.bad).")
+    ] = None
+    recursive: Annotated[bool, typer.Option("--recursive", help="Read images in sub-folders too.")] = False
     backend: Annotated[str, typer.Option(help="local, processes or ray.")] = "processes"
     workers: Annotated[int | None, typer.Option(help="Cells at a time; by default one per core.")] = None
     threads: Annotated[int, typer.Option(help="Threads per cell; another number rounds differently.")] = 1
@@ -59,7 +64,8 @@ class Options:
         preset = self.preset or preset
         config = study_config(preset, name, small=self.small).override(self.settings or [])
         looks = {k: v for k, v in (("crop", self.crop), ("ignore", self.ignore)) if v is not None}
-        config = config.replace(data=looks)
+        folders = {"good": self.good, "bad": self.bad, "recursive": self.recursive or None}
+        config = config.replace(data={**looks, **{k: v for k, v in folders.items() if v is not None}})
         config = config.replace(train={} if self.device is None else {"device": self.device})
         return config, " ".join(
             [preset, *["--small"] * self.small, *(f"--{k} {v}" for k, v in looks.items()), *(self.settings or [])]
@@ -74,7 +80,8 @@ class Options:
 
         seeds, share, workers = parse_seeds(self.seeds), _parse_part(self.part), self._workers(base, fresh=show)
         names = None if self.categories is None else _names(self.categories)
-        data = find_data([*(self.places or []), *(self.data or [])], names, source=base.data.source)
+        source = "named folders" if base.data.good else base.data.source  # those are no categories to look for
+        data = find_data([*(self.places or []), *(self.data or [])], names, source=source)
         places = open_places(data, base)
         cells = plan(grids, places, seeds, self.threads)[share]
         store = Store(self.folder)

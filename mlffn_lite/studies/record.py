@@ -15,7 +15,7 @@ import torch
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from .. import metrics
-from ..config import Config
+from ..config import Config, DataConfig
 from ..state import Finite, Positive, Strict, faults
 
 _TOLERANCE = 1e-12
@@ -105,11 +105,10 @@ class Record(Strict):
         if len(self.scores) != self.images:
             raise ValueError(f"it has scores of {len(self.scores)} images, and should of {self.images}")
         if config.data.source == "folder":  # where the folders say what is good
-            self._follows()
+            self._follows([_defect(path, config.data) for path in self.scores])
         return self
 
-    def _follows(self) -> None:
-        defects = [PurePosixPath(path).parent.name for path in self.scores]
+    def _follows(self, defects: list[str]) -> None:
         scores = torch.tensor(list(self.scores.values()), dtype=torch.float64)
         labels = torch.tensor([int(defect != "good") for defect in defects])
         with warnings.catch_warnings():
@@ -126,6 +125,15 @@ class Record(Strict):
     def _same(self, name: str, stored: float | None, found: float) -> None:
         if (math.isnan(found) != (stored is None)) or (stored is not None and abs(stored - found) > _TOLERANCE):
             raise ValueError(f"{name} is {stored}, but its scores give {found:.6g}")
+
+
+def _defect(path: str, data: DataConfig) -> str:
+    """Return what the folder of a test image says that it shows, see :mod:`~mlffn_lite.datasets.listing`."""
+    place = PurePosixPath(path)
+    if data.good:
+        names = [PurePosixPath(name).name for name in data.bad if place.is_relative_to(name)]
+        return "good" if not names else "bad" if names[0] == "good" else names[0]
+    return place.parts[1] if place.parts[0] == "test" and len(place.parts) > 2 else place.parent.name
 
 
 def check_record(record: Mapping[str, Any]) -> None:

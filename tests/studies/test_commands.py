@@ -118,6 +118,8 @@ def test_the_cells_are_those_of_the_command_line(
         (["--device", "warp"], "device 'warp' cannot be used here"),
         (["--data", "nowhere"], "nowhere does not exist or is not a folder"),
         (["--categories", "nuts"], "unknown category 'nuts'; there are parts"),
+        (["--good", "OK"], "has no folder OK"),
+        (["--bad", "NOK"], "data.bad needs data.good too"),
     ],
 )
 def test_bad_options_are_one_line_and_write_nothing(
@@ -126,6 +128,19 @@ def test_bad_options_are_one_line_and_write_nothing(
     for table in ("table3", "tables"):
         assert message in refused(mlffn("study", table, *options, "--out", tmp_path / "new", *words))
     assert not (tmp_path / "new").exists()
+
+
+def test_folders_of_any_names_are_compared_on(mlffn: Mlffn, options: list[str], parts: Path, tmp_path: Path) -> None:
+    shutil.copytree(parts / "train/good", tmp_path / "shop/OK/monday")
+    shutil.copytree(parts / "test/scratch", tmp_path / "shop/NOK")
+    words = ["study", "compare", *options[2:], "--methods", "density", "--backend", "local", "--out", tmp_path / "new"]
+    shop = [tmp_path / "shop", "--good", "OK", "--bad", "NOK"]
+    assert "sub-folders with --recursive" in refused(mlffn(*words, *shop))
+    code, printed, _ = mlffn(*words, *shop, "--recursive")
+    assert code == 0
+    assert "| shop |" in printed
+    (record,) = Store(tmp_path / "new").records()
+    assert record["config"]["data"]["good"] == "OK"
 
 
 @pytest.mark.parametrize(

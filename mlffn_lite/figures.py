@@ -130,7 +130,9 @@ def heatmap_panel(
 
 
 @mpl.rc_context(STYLE)
-def curve_figure(image_roc: Any, pixel_roc: Any, region: Any, *, limit: float = 0.3) -> Figure:
+def curve_figure(
+    image_roc: Any, pixel_roc: Any, region: Any, *, precision_recall: Any = None, limit: float = 0.3
+) -> Figure:
     """Draw the ROC curves of images and pixels, and the PRO curve up to ``limit``, areas in the legends.
 
     Parameters
@@ -139,11 +141,16 @@ def curve_figure(image_roc: Any, pixel_roc: Any, region: Any, *, limit: float = 
         False and true positive rates, as :func:`mlffn_lite.metrics.roc_curve` returns them; NaN where undefined.
     region : pair of arrays
         False positive rate and mean overlap, as :func:`mlffn_lite.metrics.region_curve` returns them.
+    precision_recall : pair of arrays, optional
+        Recall and precision of images, as :func:`mlffn_lite.metrics.precision_recall_curve` returns them: drawn between
+        the others, with its area in steps, the average precision.
     limit : float
         Largest false positive rate of the PRO curve.
     """
-    figure = new_figure(3.7)
-    left, right = figure.subplots(1, 2)
+    figure = new_figure(3.7 if precision_recall is None else 3.2)
+    left, *middle, right = figure.subplots(1, 2 if precision_recall is None else 3)
+    for ax in middle:
+        _steps(ax, precision_recall)
     _curve(left, image_roc, 1.0, "image AUROC", COLOURS["blue"], "-")
     _curve(left, pixel_roc, 1.0, "pixel AUROC", COLOURS["orange"], "--")
     left.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1), ylim=(0, 1.01))
@@ -154,6 +161,17 @@ def curve_figure(image_roc: Any, pixel_roc: Any, region: Any, *, limit: float = 
         ax.plot([0, end], [0, end], color="#888888", lw=1, ls=":", label="chance")
         ax.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
     return figure
+
+
+def _steps(ax: Axes, curve: Any) -> None:
+    """Draw precision over recall, which between two thresholds is that of the lower one."""
+    recall, precision = (_array(v).astype(np.float64) for v in curve[:2])
+    area = float((np.diff(recall, prepend=0) * precision).sum())
+    label = "undefined" if np.isnan(area) else f"{100 * area:.1f} %"
+    x, y = np.concatenate([[0], recall]), np.concatenate([precision[:1], precision])
+    ax.step(x, y, where="pre", color=COLOURS["blue"], lw=1.8, label=f"average precision {label}")
+    ax.set(title="Precision and recall of images", xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.02))
+    ax.legend(loc="lower left", frameon=True, framealpha=0.9, edgecolor="none")
 
 
 @mpl.rc_context(STYLE)

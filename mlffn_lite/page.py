@@ -68,6 +68,7 @@ def write_report(
     command: str = "",
     notes: Sequence[str] = (),
     gallery: Gallery | None = None,
+    verdicts: pd.DataFrame | None = None,
 ) -> Path:
     """Write the page, whole or not at all, and return its path; the same input gives the same bytes.
 
@@ -91,6 +92,8 @@ def write_report(
         A paragraph each, shown under the metrics.
     gallery : Gallery, optional
         Judged images, with a slider for the threshold that changes verdicts and rates on the page.
+    verdicts : DataFrame, optional
+        A row per judged image, folded beneath the gallery.
     """
     if per_defect := metrics.get("per_defect"):
         more = {"pixel_auroc": "pixel AUROC", "pro": "PRO"}
@@ -112,6 +115,7 @@ def write_report(
         command=command,
         notes=notes,
         gallery=_gallery(gallery) if gallery and gallery.tiles else None,
+        verdicts=verdicts,
         script=_SCRIPT if gallery and gallery.tiles else "",
         digest=base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode(),
     )

@@ -61,12 +61,13 @@ def write_run_report(
         What made the run.
     """
     notes = [f"Decision: {fitted(detector).describe()}."]
-    figures, tables, gallery = [], [], None
+    figures, tables, gallery, verdicts = [], [], None, None
     if prediction is not None:
         save_figure(_panel(parts.test, prediction, detector, [0.5]), folder / PANEL, alt=_PANEL_ALT)
         figures = list(_figures(detector, parts.test, prediction, result))
         tables = [("At the threshold", _rates(result["decision"]))]
-        gallery = _gallery(detector, parts, prediction)
+        called = _called(detector, prediction)
+        gallery, verdicts = _gallery(detector, parts, prediction, called), _verdicts(parts, prediction, called)
     if (where := _where(detector, parts)) is not None:
         figures.append(where)
     return write_report(
@@ -77,6 +78,7 @@ def write_run_report(
         figures=[*figures, *_training(detector)],
         tables=tables,
         gallery=gallery,
+        verdicts=verdicts,
         config_toml=detector.config.to_toml(),
         command=command,
     )
@@ -128,9 +130,12 @@ def _figures(
                 metrics.roc_curve(prediction.scores, labels),
                 metrics.roc_curve(maps[:, seen].flatten(), masks[:, seen].flatten()),
                 metrics.region_curve(maps, masks, ignored=ignored),
+                precision_recall=metrics.precision_recall_curve(prediction.scores, labels),
             ),
-            "ROC of images and pixels, and the share of each defect found against false positive pixels.",
-            f"ROC and PRO curves: image AUROC {result['image_auroc']:.3f}, pixel AUROC {result['pixel_auroc']:.3f}, "
+            "ROC of images and pixels, precision and recall of images, and the share of each defect found against "
+            "false positive pixels.",
+            f"ROC, precision-recall and PRO curves: image AUROC {result['image_auroc']:.3f}, "
+            f"pixel AUROC {result['pixel_auroc']:.3f}, average precision {result['average_precision']:.3f}, "
             f"PRO {result['pro']:.3f}.",
         )
 
@@ -191,17 +196,37 @@ def _panel(test: Split, prediction: Prediction, detector: AnomalyDetector, ranks
     )
 
 
-def _gallery(detector: AnomalyDetector, parts: Parts, prediction: Prediction) -> Gallery:
+def _called(detector: AnomalyDetector, prediction: Prediction) -> list[int]:
+    """Count the regions of every image that count."""
+    rule = fitted(detector).rule
+    return [len(rule.regions(heat)) for heat in prediction.maps.numpy()]
+
+
+def _verdicts(parts: Parts, prediction: Prediction, called: list[int]) -> pd.DataFrame:
+    """Return a row for every test image, the highest score first."""
+    test = parts.test
+    rows = [
+        (_name(parts, i), test.defects[i], "NOK" if called[i] else "OK", float(prediction.scores[i]), called[i])
+        for i in prediction.scores.argsort(descending=True).tolist()
+    ]
+    return pd.DataFrame(rows, columns=["image", "folder", "verdict", "score", "regions"])
+
+
+def _name(parts: Parts, index: int) -> str:
+    return parts.name(parts.test.paths[index]).removeprefix("test/")
+
+
+def _gallery(detector: AnomalyDetector, parts: Parts, prediction: Prediction, called: list[int]) -> Gallery:
     """Return the judged test images, the highest score first."""
     scale, test = fitted(detector), parts.test
     order = prediction.scores.argsort(descending=True).tolist()
     kept = order if len(order) <= TILES else [*order[: TILES // 2], *order[-(TILES // 2) :]]
     tiles = [
         Tile(
-            parts.name(test.paths[i]).removeprefix("test/"),
+            _name(parts, i),
             test.defects[i],
             float(prediction.scores[i]),
-            bool(scale.rule.regions(prediction.maps[i].numpy())),
+            bool(called[i]),
             *_picture(test[i].image.numpy(), prediction.maps[i].numpy(), scale.low, scale.high),
         )
         for i in kept

@@ -17,7 +17,7 @@ from matplotlib.contour import ContourSet
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import average_precision_score, roc_auc_score
 
 from mlffn_lite import figures, metrics
 from mlffn_lite.figures import (
@@ -166,6 +166,17 @@ def test_long_curves_are_thinned_only_for_the_eye() -> None:
     gap = np.interp(curve[0], drawn[:, 0], drawn[:, 1]) - curve[1].numpy()
     assert abs(gap).max() < 1e-3
     assert drawn[-1].tolist() == [1.0, 1.0]
+
+
+def test_precision_and_recall_stand_between_with_their_area_in_steps() -> None:
+    scores, labels = torch.from_numpy(RNG.normal(size=60)), torch.from_numpy(RNG.random(60) < 0.4)
+    curve = metrics.precision_recall_curve(scores, labels)
+    roc = metrics.roc_curve(scores, labels)
+    figure = curve_figure(roc, roc, roc, precision_recall=curve)
+    assert len(figure.axes) == 3
+    assert legend(figure, 1) == [f"average precision {100 * average_precision_score(labels, scores):.1f} %"]
+    nan = torch.tensor([torch.nan])
+    assert legend(curve_figure(roc, roc, roc, precision_recall=(nan, nan)), 1) == ["average precision undefined"]
 
 
 def test_undefined_curves_say_so() -> None:

@@ -43,6 +43,11 @@ def test_it_says_what_the_run_decides(fitted: AnomalyDetector, parts: Path, tmp_
     assert (np.diff(scores) <= 0).all()
     assert [t[3] == "nok" for t in tiles] == list(scores > fitted.calibration.threshold)
     assert sum(t[3] == "nok" and t[1] != "good" for t in tiles) == found["images"]
+    rows = re.findall(r"<tr>\s*" + r"<td>([^<]*)</td>\s*" * 5 + "</tr>", text)  # image, folder, verdict, score, regions
+    assert [row[0] for row in rows] == [t[2] for t in tiles]
+    assert [row[2] == "NOK" for row in rows] == [int(row[4]) > 0 for row in rows] == [t[3] == "nok" for t in tiles]
+    np.testing.assert_allclose([float(row[3]) for row in rows], scores, rtol=1e-3)
+    assert f"average precision {metrics['average_precision']:.3f}" in text
 
 
 def test_what_is_missing_is_left_out(fitted: AnomalyDetector, parts: Path, tmp_path: Path) -> None:

@@ -18,8 +18,8 @@ from typer.core import TyperGroup
 
 from . import __version__, registry
 from .config import PRESETS, Config
-from .deploy.commands import Engine, RunOrFile, export, serve, watch
-from .errors import CheckpointError, ConfigError, MlffnError, UnreadableError, extra, first_line
+from .deploy.commands import Device, Engine, Recursive, RunOrFile, Threads, export, say_left_out, serve, watch
+from .errors import CheckpointError, ConfigError, DataError, MlffnError, UnreadableError, extra, first_line
 from .escaped import printable
 from .labels import METRIC_LABELS
 from .ownership import own
@@ -80,9 +80,6 @@ Bad = Annotated[
     list[str] | None,
     typer.Option(metavar="FOLDER", help="Folder of defective ones in DATA; may be repeated (data.bad)."),
 ]
-Recursive = Annotated[bool, typer.Option("--recursive", help="Read images in sub-folders too.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default CUDA if there is one.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")]
 
 
 @app.callback()
@@ -192,9 +189,9 @@ def train(
     use_threads(threads)
     parts = open_source(data, config.data, skip_bad=skip_bad)
     for place in sorted({p.parent for p in (*parts.train.paths, *parts.test.paths)}):
-        _say_left_out(place, config.data.recursive)
+        say_left_out(place, config.data.recursive)
     for line in [*unused_folders(data, config.data.good, config.data.bad), *training_notices(parts)]:
-        print(f"mlffn: {line}", file=sys.stderr)
+        print(f"mlffn: {printable(line)}", file=sys.stderr)
     fabric = launch(config, devices) if devices > 1 else None
     first = fabric is None or fabric.global_rank == 0  # of the processes, to speak for all
     options = {} if fabric is None else {"fabric": fabric}
@@ -302,6 +299,7 @@ def predict(
     skip_bad: SkipBad = False,
 ) -> None:
     """Judge images: OK or NOK with regions in scores.csv and regions.csv, and heatmaps on a fixed colour scale."""
+    from .datasets.verify import page_notices
     from .deploy.engine import open_detector
     from .detector import fitted
     from .heatmaps import NOK, NOT_FINITE, Outputs, collect_images, not_judged, write_predictions
@@ -316,9 +314,14 @@ def predict(
     use_threads(threads)
     outputs = Outputs("none" if no_pictures else pictures, maps, masks)  # type: ignore[arg-type]
     detector = open_detector(run, engine, device=device)
-    for place in filter(Path.is_dir, images):
-        _say_left_out(place, recursive)
+    places = [path for path in images if path.is_dir()]
+    if recursive and any(place.resolve() in folder.resolve().parents for place in places):
+        raise DataError(f"--out {folder} lies in a folder of images to judge; write elsewhere")
     paths = collect_images(images, recursive) if recursive else images
+    for place in dict.fromkeys([*places, *(p.parent for p in paths if recursive)]):
+        say_left_out(place, recursive)
+    for line in page_notices(collect_images(images, recursive)):
+        print(f"mlffn: {printable(line)}", file=sys.stderr)
     table = write_predictions(detector, paths, folder, outputs=outputs, resume=resume, coco=form == "coco")
     count = int((table["verdict"] == NOK).sum())
     out.print(f"{len(table)} images, {count} NOK; scores.csv and regions.csv are in {folder}")
@@ -382,14 +385,6 @@ def data_download(
     from .datasets.catalog import download
 
     out.print(f"{name} is in {download(name, root, category=category)}")
-
-
-def _say_left_out(folder: Path, recursive: bool) -> None:
-    """Name what a folder of images holds that is not read."""
-    from .datasets.folder import left_out
-
-    for line in left_out(folder, recursive):
-        print(f"mlffn: {printable(f'{folder}: left out {line}')}", file=sys.stderr)
 
 
 def _command() -> str:

@@ -356,6 +356,25 @@ def test_where_it_looks_is_said_and_kept(run: Run, parts: Path, tmp_path: Path) 
     assert "has 64x64" in pd.read_csv(tmp_path / "q/scores.csv")["error"][0]
 
 
+def test_of_several_pages_the_first_is_read_and_that_is_said(run: Run, parts: Path, tmp_path: Path) -> None:
+    good = Path(shutil.copytree(parts / "train/good", tmp_path / "good"))
+    pages = [Image.open(p) for p in sorted(good.glob("*.png"))[:3]]
+    pages[0].save(good / "pages.tiff", save_all=True, append_images=pages[1:])
+    (good / "camera").mkdir()
+    pages[0].save(good / "camera/moving.gif", save_all=True, append_images=pages[1:])
+    said = "have several pages or frames, of which the first is read: "
+    code, _, errors = run("train", good, "--out", tmp_path / "r", *FAST, "--set", "method=density")
+    assert code == 0
+    assert f"1 of 13 images {said}{good / 'pages.tiff'}" in errors
+    assert "left out 1 folders" in errors
+    code, _, errors = run("predict", tmp_path / "r", good, "--recursive", "--out", tmp_path / "p", "--no-pictures")
+    assert code == 0
+    assert f"2 of 14 images {said}" in errors
+    inside = run("predict", tmp_path / "r", good, "--recursive", "--out", good / "camera/out")
+    assert "lies in a folder of images to judge" in error_of(inside)
+    assert not (good / "camera/out").exists()
+
+
 def test_a_bad_image_is_an_error_and_the_others_are_judged(
     run: Run, trained: Path, parts: Path, tmp_path: Path
 ) -> None:

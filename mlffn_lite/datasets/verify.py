@@ -17,6 +17,7 @@ from .folder import (
     Entry,
     Layout,
     Parts,
+    few,
     image_tensor,
     left_out,
     map_threads,
@@ -32,6 +33,7 @@ from .listing import find_layout, unused_folders
 
 FEWEST = 10
 """Good images below which a notice says that there are few."""
+_FEW = "{} good images are few: thresholds promise little, and what varies is hardly known"
 
 
 @dataclass(frozen=True, order=True)
@@ -164,8 +166,7 @@ def _header(entry: Entry) -> list[Finding]:
     """Say what only the headers of an image and its mask tell; both can be read."""
     found: list[Finding] = []
     with open_file(entry.path) as image:
-        pages, turned = getattr(image, "n_frames", 1), image.getexif().get(ExifTags.Base.Orientation, 1)
-        pages = 1 if image.format == "MPO" else pages  # a photograph with its preview or its depth
+        pages, turned = _pages(image), image.getexif().get(ExifTags.Base.Orientation, 1)
     if pages > 1:
         found.append(Finding(entry.path, "several pages or frames; only the first is read", fault=False))
     if entry.mask is not None and turned > 1:
@@ -176,11 +177,32 @@ def _header(entry: Entry) -> list[Finding]:
     return found
 
 
+def _pages(image: Image.Image) -> int:
+    """Count the pages or frames of an open file; a photograph with its preview or its depth (MPO) is one."""
+    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+
+
+def page_notices(paths: Sequence[Path]) -> list[str]:
+    """Say which files have several pages or frames, of which the first is read; only headers are looked at."""
+
+    def several(path: Path) -> bool:
+        with contextlib.suppress(Exception), open_file(path) as image:
+            return _pages(image) > 1
+        return False
+
+    chosen = zip(paths, map_threads(several, paths, "reading headers"), strict=True)
+    if not (found := [str(path) for path, many in chosen if many]):
+        return []
+    return [
+        f"{len(found)} of {len(paths)} images have several pages or frames, of which the first is read: {few(found)}"
+    ]
+
+
 def training_notices(parts: Parts) -> list[str]:
-    """Say what makes thresholds and numbers doubtful: few, identical or constant training images, or tested ones."""
-    train, said = parts.train, []
+    """Say what makes numbers doubtful: few, identical or constant training images, tested ones, several pages."""
+    train, said = parts.train, page_notices([*parts.train.paths, *parts.test.paths])
     if len(train) < FEWEST:
-        said.append(f"{len(train)} good images are few: thresholds promise little, and what varies is hardly known")
+        said.append(_FEW.format(len(train)))
     seen: dict[bytes, int] = {}
     constant = 0
     for i in range(len(train)):
@@ -250,7 +272,6 @@ def _check_layout(layout: Layout, recursive: bool) -> list[Finding]:
     folders = {e.path.parent for e in layout.train + layout.test} or {layout.root}
     found += [Finding(p, f"left out: {line}", fault=False) for p in folders for line in left_out(p, recursive)]
     if 0 < len(layout.train) < FEWEST:
-        few = f"{len(layout.train)} good images are few: thresholds promise little, and what varies is hardly known"
-        found.append(Finding(layout.train[0].path.parent, few, fault=False))
+        found.append(Finding(layout.train[0].path.parent, _FEW.format(len(layout.train)), fault=False))
     unused = [p for p in layout.root.glob("train/*/") if p.name != "good" and p.is_dir()]
     return found + [Finding(p, "not used; only train/good is trained on", fault=False) for p in unused]

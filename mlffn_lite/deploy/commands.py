@@ -23,6 +23,7 @@ Engine = Annotated[str, typer.Option(metavar="torch|onnx|openvino", help="What c
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write scores.csv, regions.csv and heatmaps.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default CUDA if there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")]
+Recursive = Annotated[bool, typer.Option("--recursive", help="Read images in sub-folders too.")]
 
 
 def export(
@@ -54,6 +55,7 @@ def watch(
     move: Annotated[
         Path | None, typer.Option("--move", metavar="DIR", help="Move judged images to OK, NOK and ERROR in there.")
     ] = None,
+    recursive: Recursive = False,
     settle: Annotated[
         float, typer.Option(min=0.05, max=3600, help="Seconds without a change after which a file is complete.")
     ] = 1.0,
@@ -75,7 +77,9 @@ def watch(
     _use_threads(threads)
     outputs = Outputs(pictures)  # type: ignore[arg-type]
     detector = open_detector(run, engine, device=device)
-    watcher = Watcher(detector, source, folder, outputs=outputs, move=move, settle=settle, say=_say)
+    about: dict[str, Any] = {"move": move, "recursive": recursive, "settle": settle, "say": _say}
+    watcher = Watcher(detector, source, folder, outputs=outputs, **about)
+    say_left_out(source, recursive)
     with _signals(watcher.stop.set):
         out.print(f"Watching {source}; verdicts go to {folder}; stop with Ctrl-C")
         watcher.run()
@@ -117,6 +121,14 @@ def serve(
 
     with _signals(lambda: None):  # uvicorn has its own, and raises the signal again when it has ended
         listen(app, host, port, ready)
+
+
+def say_left_out(folder: Path, recursive: bool) -> None:
+    """Name what a folder of images holds that is not read."""
+    from ..datasets.folder import left_out
+
+    for line in left_out(folder, recursive):
+        print(f"mlffn: {printable(f'{folder}: left out {line}')}", file=sys.stderr)
 
 
 def _say(row: dict[str, Any]) -> None:

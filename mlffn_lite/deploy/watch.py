@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from collections import Counter
@@ -48,6 +49,8 @@ class Watcher:
         What is written for every image.
     move : Path, optional
         Judged images are moved there, into ``OK``, ``NOK`` or ``ERROR``.
+    recursive : bool
+        Images in sub-folders are judged too; they are moved to sub-folders of the same names.
     settle : float
         See :data:`SETTLE`.
     say : callable, optional
@@ -69,16 +72,18 @@ class Watcher:
         *,
         outputs: Outputs,
         move: Path | None = None,
+        recursive: bool = False,
         settle: float = SETTLE,
         say: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
         if not source.is_dir():
             raise DataError(f"{source} is no folder; give the one that images come into")
         for other in filter(None, (folder, move)):
-            if other.resolve() == source.resolve():
-                raise DataError(f"{other} is the folder that is watched; write and move elsewhere")
+            if other.resolve() == source.resolve() or (recursive and source.resolve() in other.resolve().parents):
+                where = "lies in" if other.resolve() != source.resolve() else "is"
+                raise DataError(f"{other} {where} the folder that is watched; write and move elsewhere")
         self.detector, self.source, self.folder = detector, source, folder
-        self.outputs, self.move, self.settle, self.say = outputs, move, settle, say
+        self.outputs, self.move, self.recursive, self.settle, self.say = outputs, move, recursive, settle, say
         self.stop, self.counts = Event(), Counter[str]()
         self._done: set[str] = set()
         self._lines = 0
@@ -112,7 +117,7 @@ class Watcher:
             changes = watch(
                 self.source,
                 stop_event=self.stop,
-                recursive=False,
+                recursive=self.recursive,
                 rust_timeout=wake,
                 yield_on_timeout=True,
                 debounce=200,
@@ -126,7 +131,7 @@ class Watcher:
     def _scan(self, tables: Tables) -> None:
         """Judge every image that is complete, and remember the others."""
         waiting: dict[Path, tuple[Mark, float]] = {}
-        for path in list_images(self.source):
+        for path in self._images():
             if self.stop.is_set():
                 break
             if self.move is None and escaped.name(path) in self._done:
@@ -143,6 +148,12 @@ class Watcher:
             if now - since < self.settle or not self._judge(tables, path, mark, now - since >= PATIENCE):
                 waiting[path] = (mark, since)
         self._waiting = waiting
+
+    def _images(self) -> list[Path]:
+        """List the images; again where a folder vanished meanwhile."""
+        while True:
+            with contextlib.suppress(FileNotFoundError):
+                return list_images(self.source, self.recursive)
 
     def _judge(self, tables: Tables, path: Path, mark: Mark, last: bool) -> bool:
         """Judge an image; False if it cannot be read and this is not the ``last`` attempt, or it is gone."""
@@ -175,6 +186,8 @@ class Watcher:
 
     def _put_away(self, folder: Path, path: Path) -> None:
         """Move a judged image into a folder; one of the same name that is there keeps its own."""
+        if path.is_relative_to(self.source):
+            folder /= path.parent.relative_to(self.source)
         target, number = folder / path.name, 2
         while target.exists():
             target, number = folder / f"{path.stem}_{number}{path.suffix}", number + 1

@@ -154,6 +154,26 @@ def test_judged_images_are_moved_where_that_is_asked_for(
     assert sorted(p.name for p in place.glob("NOK/*")) == ["good.png", "scratch.png"]
 
 
+def test_sub_folders_are_watched_where_that_is_asked_for(
+    detector: AnomalyDetector, source: Path, parts: Path, tmp_path: Path
+) -> None:
+    place, folder = tmp_path / "judged", tmp_path / "out"
+    (source / "left").mkdir()
+    shutil.copy(parts / "test/good/000.png", source / "left/good.png")  # the name is there already
+    with watching(detector, source, folder) as watcher:
+        until(lambda: watcher.counts.total() == 2)
+        time.sleep(0.5)
+    assert watcher.counts.total() == 2
+    with watching(detector, source, folder, recursive=True, move=place) as watcher:
+        until(lambda: not list(source.rglob("*.png")))
+        (source / "new/day").mkdir(parents=True)  # a folder that comes while it watches
+        shutil.copy(parts / "test/scratch/001.png", source / "new/day/x.png")
+        until(lambda: not list(source.rglob("*.png")))
+    judged = sorted(p.relative_to(place).as_posix() for p in place.rglob("*.png"))
+    assert judged == ["NOK/new/day/x.png", "NOK/scratch.png", "OK/good.png", "OK/left/good.png"]
+    assert len({*pd.read_csv(folder / "scores.csv")["picture"]}) == len(pd.read_csv(folder / "scores.csv"))
+
+
 @signals
 @pytest.mark.slow
 def test_a_killed_watcher_goes_on_and_sigterm_ends_it(fitted_run: Path, parts: Path, tmp_path: Path) -> None:
@@ -191,6 +211,8 @@ def test_bad_input_is_one_line(
     assert "no folder" in refused("watch", fitted_run, tmp_path / "none", *new)
     assert "elsewhere" in refused("watch", fitted_run, source, "--out", source)
     assert "elsewhere" in refused("watch", fitted_run, source, *new, "--move", source)
+    assert "lies in" in refused("watch", fitted_run, source, "--recursive", "--out", source / "a/b")
+    assert "lies in" in refused("watch", fitted_run, source, "--recursive", *new, "--move", source / "done")
     assert "png, jpeg, none" in refused("watch", fitted_run, source, *new, "--pictures", "gif")
     assert "not a run folder" in refused("watch", tmp_path, source, *new)
     assert not (tmp_path / "out").exists()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,8 +20,79 @@ def _example(seed: int = 9) -> tuple[Tensor, Tensor]:
     return score, torch.rand(score.shape, generator=g) < 0.25
 
 
+def _constraint(
+    score: Tensor,
+    mask: Tensor,
+    generator: torch.Generator | None,
+    gamma: float = 2.5,
+    lam: float = 5.0,
+    *,
+    partners: Callable[[Tensor, int, torch.Generator | None], Tensor],
+) -> Tensor:
+    normal, anomalous = score[~mask], score[mask]
+    if len(normal) == 0:
+        return 0 * score.sum()
+    ceiling = (normal - gamma).relu().mean()
+    if len(anomalous) == 0:
+        return ceiling
+    return ceiling + (lam - anomalous + partners(normal, len(anomalous), generator)).relu().mean()
+
+
+def _draw(normal: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    return normal[torch.randint(len(normal), (count,), generator=generator)]
+
+
+def _with_nan(score: Tensor, mask: Tensor, generator: torch.Generator, gamma: float = 2.5, lam: float = 5.0) -> Tensor:
+    partners = score[~mask][torch.randint(max(1, int((~mask).sum())), (int(mask.sum()),), generator=generator)]
+    return (score[~mask] - gamma).relu().mean() + (lam - score[mask] + partners).relu().mean()
+
+
+def _own_image(score: Tensor, mask: Tensor, generator: torch.Generator, gamma: float = 2.5, lam: float = 5.0) -> Tensor:
+    parts = [_constraint(s, m, generator, gamma, lam, partners=_draw) for s, m in zip(score, mask, strict=True)]
+    return torch.stack(parts).mean()
+
+
 @exercise(
     "09.1",
+    wrong={
+        "the mean as partner": partial(_constraint, partners=lambda normal, count, _: normal.mean().expand(count)),
+        "one partner for all": partial(_constraint, partners=lambda normal, count, g: _draw(normal, 1, g)),
+        "no gradient for the partner": partial(_constraint, partners=lambda *given: _draw(*given).detach()),
+        "draws without the generator": partial(_constraint, partners=lambda normal, n, _: _draw(normal, n, None)),
+        "NaN without anomalous pixels": _with_nan,
+        "partners from the same image only": _own_image,
+        "forgets the ceiling": lambda s, m, g, gamma=2.5, lam=5.0: _constraint(s, m, g, 1e9, lam, partners=_draw),
+    },
+)
+def score_constraint(answer: Callable[..., Tensor]) -> None:
+    """Equation (5) with a random partner for each anomalous pixel."""
+    g = torch.Generator().manual_seed(5)
+    score = torch.tensor([1.0, 3.5, 2.5, 6.0]).reshape(1, 1, 2, 2)
+    mask = torch.tensor([False, False, True, True]).reshape(1, 1, 2, 2)
+    first = torch.as_tensor(answer(score, mask, g))
+    assert first.ndim == 0, "return one number"
+    found = {round(float(answer(score, mask, g)), 4) for _ in range(80)}
+    what = "normal scores 1 and 3.5, anomalous ones 2.5 and 6: the partners make"
+    assert found == {2.25, 3.5, 4.75}, f"{what} 2.25, 3.5 or 4.75, not {', '.join(map(str, sorted(found)))}"
+    same = [float(answer(score, mask, torch.Generator().manual_seed(n // 2))) for n in range(20)]
+    assert same[::2] == same[1::2], "the same state of the generator must give the same partners"
+    apart = score.reshape(2, 1, 1, 2), mask.reshape(2, 1, 1, 2)
+    found = {round(float(answer(*apart, g)), 4) for _ in range(80)}
+    assert found == {2.25, 3.5, 4.75}, "partners come from all normal pixels of the batch, not from one image"
+    pair = torch.tensor([4.0, 3.0]).reshape(1, 1, 1, 2).requires_grad_()
+    right = torch.tensor([False, True]).reshape(1, 1, 1, 2)
+    for gamma, lam in ((2.5, 5.0), (1.0, 3.0)):
+        ours, expected = answer(pair, right, g, gamma, lam).item(), 4 - gamma + lam + 1
+        assert math.isclose(ours, expected), f"γ = {gamma}, λ = {lam}, one pair: {expected} and not {ours:.3f}"
+    (slope,) = torch.autograd.grad(answer(pair, right, g), pair)
+    assert slope.flatten().tolist() == [2, -1], f"4 and 3 have slopes 2 and −1, not {slope.flatten().tolist()}"
+    ours = float(answer(score, torch.zeros_like(mask), g))
+    assert math.isclose(ours, 1.125), f"without anomalous pixels only the ceiling is left: 1.125 and not {ours:.3f}"
+    assert float(answer(score, torch.ones_like(mask), g)) == 0, "without normal pixels the loss is 0"
+
+
+@exercise(
+    "09.2",
     wrong={
         "stretches only": lambda w, b, gamma, lam: (w * lam / 5, b * lam / 5),
         "moves only": lambda w, b, gamma, lam: (w, b + gamma - 2.5),
@@ -45,7 +118,7 @@ def convert(answer: Callable[[Tensor, Tensor, float, float], tuple[Tensor, Tenso
 
 
 @exercise(
-    "09.2",
+    "09.3",
     wrong={
         "separates the classes": lambda: ([0.0, 1.0], [7.0]),
         "does not reach loss 0": lambda: ([2.0, -2.0], [1.0]),
@@ -83,7 +156,7 @@ def _turned(score: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
 
 
 @exercise(
-    "09.3",
+    "09.4",
     wrong={
         "takes the mean as the partner": _mean_partner,
         "forgets the ceiling": _no_ceiling,

@@ -1,4 +1,4 @@
-"""A short training with a part of one's own in the network, measured against the spread of seeds.
+"""A short training with a part or a loss of one's own, measured against the spread of seeds.
 
 The backbone is frozen and sees every picture once; what is built on it is trained, narrower and shorter than in the
 preset ``small``, so that a run takes a few seconds. Differences hold for this size; a verdict on the method needs the
@@ -30,6 +30,7 @@ BASELINE = Path(__file__).with_name("trial.csv")
 
 SEEDS = (0, 1, 2)
 Levels = list[Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
 
 
 class Trial:
@@ -67,7 +68,9 @@ class Trial:
         images = images if images.is_floating_point() else images.float() / 255
         return [torch.cat(level) for level in zip(*(self.backbone(x) for x in images.split(20)), strict=True)]
 
-    def run(self, seed: int, change: Callable[[MLFFN], object] | None = None) -> dict[str, float]:
+    def run(
+        self, seed: int, change: Callable[[MLFFN], object] | None = None, *, loss: Loss | None = None
+    ) -> dict[str, float]:
         """Train once and return image AUROC and PRO on the test images.
 
         Parameters
@@ -76,6 +79,8 @@ class Trial:
             Of the first weights, the order of the batches and the pairs of the losses.
         change : callable, optional
             Puts parts of one's own into the network that it is given.
+        loss : callable, optional
+            ``(features, score, mask, generator) -> scalar``, minimised in place of (8).
         """
         torch.manual_seed(seed)
         network = MLFFN(self.config.model, self.config.texture, backbone=self.backbone)
@@ -93,9 +98,8 @@ class Trial:
             output = network.head(levels)
             height, width = output.score.shape[-2:]
             marked = resize_mask(mask, (height, width))
-            terms = total_loss(output.features, output.score, marked, self.config.loss, generator=draws)
             optimizer.zero_grad()
-            terms.total.backward()
+            (loss or self._total)(output.features, output.score, marked, draws).backward()
             nn.utils.clip_grad_norm_(network.heads(), train.clip)
             optimizer.step()
             schedule.step()
@@ -104,7 +108,10 @@ class Trial:
         overlap = pro(maps, self.test.masks())
         return {"image_auroc": image_auroc(maps.flatten(1).amax(1), self.test.labels()), "pro": overlap}
 
-    def compare(self, change: Callable[[MLFFN], object] | None = None) -> pd.DataFrame:
+    def _total(self, features: Tensor, score: Tensor, mask: Tensor, draws: torch.Generator) -> Tensor:
+        return total_loss(features, score, mask, self.config.loss, generator=draws).total
+
+    def compare(self, change: Callable[[MLFFN], object] | None = None, *, loss: Loss | None = None) -> pd.DataFrame:
         """Train with three seeds and set the means beside those of the unchanged network.
 
         Returns
@@ -113,7 +120,7 @@ class Trial:
             A row per metric: ``unchanged`` and ``changed``, means in percent; ``difference``; ``noise``, twice the
             standard error of a difference between such means; ``verdict``.
         """
-        runs = pd.DataFrame([self.run(seed, change) for seed in SEEDS])
+        runs = pd.DataFrame([self.run(seed, change, loss=loss) for seed in SEEDS])
         return judge(pd.read_csv(BASELINE).set_index("seed"), runs)
 
 

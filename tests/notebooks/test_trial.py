@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+import torch
 from torch import Tensor, nn
 
 from course import trial
@@ -34,7 +35,14 @@ def test_a_change_reaches_the_network_and_is_measured(monkeypatch: pytest.Monkey
         network.calibrate = nn.Identity()
         changed.append(network)
 
-    table = Trial(prepare=prepare).compare(change)
+    def loss(features: Tensor, score: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
+        assert mask.shape == score.shape
+        losses.append(torch.rand((), generator=generator).item())
+        return features.mean() + score.mean()
+
+    losses: list[float] = []
+    table = Trial(prepare=prepare).compare(change, loss=loss)
+    assert len(losses) == 2
     assert len(changed) == 1
     assert seen == [(16, 60), (16, 60), (60, 60)]
     assert list(table.index) == ["image_auroc", "pro"]

@@ -52,30 +52,6 @@ def consistency(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     assert abs(float(answer(score, score + 10))) < 1e-5, "scores that differ by a constant have the same distances"
 
 
-@exercise(
-    "10.2",
-    wrong={
-        "forgets the batch": lambda budget, batch: int((budget / 32) ** 0.25 + 1e-9),
-        "returns K": lambda budget, batch: int((budget / 32 / batch) ** 0.5),
-        "forgets that K is side squared": lambda budget, batch: int(math.sqrt(budget / 32 / batch)),
-        "rounds up": lambda budget, batch: math.ceil((budget / 32 / batch) ** 0.25),
-    },
-)
-def largest_side(answer: Callable[[int, int], int]) -> None:
-    """The number of patches a side that memory allows."""
-    for batch in (1, 32):
-        for side in (1, 4, 16, 50):
-            exact = 32 * batch * side**4
-            for budget, expected in ((exact, side), (exact - 1, side - 1), (exact + 1, side)):
-                if not expected:
-                    continue
-                ours = answer(budget, batch)
-                assert isinstance(ours, int), "return an integer"
-                message = f"for {budget:,} bytes and {batch} images {ours} patches a side"
-                assert ours <= expected, f"{message} are too many"
-                assert ours >= expected, f"{message} leave room for more"
-
-
 def _effective(distances: Tensor, tau: float) -> float:
     log = (distances.double() / tau).log_softmax(-1)
     return float((-(log.exp() * log).sum(-1)).exp().mean())
@@ -92,7 +68,7 @@ def _search(distances: Tensor, target: float, sign: int = 1, base: float = math.
 
 
 @exercise(
-    "10.3",
+    "10.2",
     wrong={
         "always 1": lambda distances, target: 1.0,
         "takes the mean distance": lambda distances, target: float(distances.mean()),
@@ -113,3 +89,35 @@ def temperature(answer: Callable[[Tensor, float], float]) -> None:
         found = _effective(distances, tau)
         message = f"mean distance {float(distances.mean()):.2f}, target {target:g}: τ = {tau:.3g} gives {found:.1f}"
         assert abs(found / target - 1) < 0.01, message
+
+
+def _log_rows(distances: Tensor, unit: float | Tensor) -> Tensor:
+    return (distances / unit).log_softmax(-1)
+
+
+@exercise(
+    "10.3",
+    wrong={
+        "keeps the unit": lambda d: _log_rows(d, 1.0),
+        "a unit per row": lambda d: _log_rows(d, d.mean(-1, keepdim=True).clamp(min=1e-12)),
+        "no logarithm": lambda d: _log_rows(d, d.mean().clamp(min=1e-12)).exp(),
+        "divides by 0": lambda d: _log_rows(d, d.mean()),
+        "takes negatives": lambda d: _log_rows(-d, d.mean().clamp(min=1e-12)),
+        "columns, not rows": lambda d: (d / d.mean().clamp(min=1e-12)).log_softmax(-2),
+    },
+)
+def unitless(answer: Callable[[Tensor], Tensor]) -> None:
+    """Log-softmax of distances over their mean."""
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(12))
+    distances = torch.cdist(x, x)
+    expected = distances.divide(distances.mean()).log_softmax(-1)
+    for scale in (1.0, 100.0, 0.01):
+        ours = answer(scale * distances)
+        assert ours.shape == distances.shape, f"return a matrix of 20 × 20, not {tuple(ours.shape)}"
+        sums = ours.exp().sum(-1)
+        assert torch.allclose(sums, torch.ones_like(sums), atol=1e-3), "the exponentials of each row must sum to 1"
+        message = (
+            f"for a mean distance of {float(scale * distances.mean()):.3g} the first entry is {expected[0, 0]:.3f}"
+        )
+        assert torch.allclose(ours, expected, atol=1e-3), f"{message}, not {float(ours[0, 0]):.3f}"
+    assert answer(torch.zeros(5, 5)).isfinite().all(), "distances that are all 0 must give finite rows"

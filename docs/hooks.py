@@ -32,6 +32,8 @@ log = logging.getLogger("mkdocs.hooks")
 PAGES = ("README.md", "notebooks/glossary.md", "data/README.md", "data/results/README.md", "docs/**/*.md")
 ASSETS = ("docs/assets/**/*.js", "docs/assets/**/*.css", "docs/assets/**/*.woff2")
 SCRIPT = re.compile(r"<script\b.*?</script>", re.DOTALL)
+ROLE = re.compile(r":(?:class|meth|func|attr|data|mod|exc):<code>(~?)([\w.]+)</code>")
+"""A reference as docstrings write it, once it is HTML."""
 LOADED = {"script": "src", "img": "src", "iframe": "src", "link": "href", "source": "src", "video": "src"}
 
 
@@ -66,9 +68,19 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_content(text: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Make links of a notebook's links, or of a docstring's references."""
+    return with_links(text, page, files) if page.file.src_uri.endswith(".ipynb") else ROLE.sub(reference, text)
+
+
+def reference(match: re.Match[str]) -> str:
+    """Return a docstring's reference as a name, which leads to its place if there is one."""
+    whole = match[2].removeprefix(".")
+    code = f"<code>{whole.rpartition('.')[2] if match[1] else whole}</code>"
+    return f'<autoref identifier="{whole}" optional>{code}</autoref>' if whole.startswith("mlffn_lite.") else code
+
+
+def with_links(text: str, page: Page, files: Files) -> str:
     """Bring a notebook's links to pages, and leave out its scripts: formulas are set by the site's own."""
-    if not page.file.src_uri.endswith(".ipynb"):
-        return text
 
     def link(match: re.Match[str]) -> str:
         path, _, anchor = html.unescape(match[1]).partition("#")
@@ -129,12 +141,12 @@ def faults(site: Path) -> Iterator[str]:
                 yield f"{name}: loads {address} from a network"
                 continue
             base = "" if name == "404.html" else posixpath.dirname(name)  # which is shown for any address
-            path = unquote(parts.path).lstrip("/") if name == "404.html" else unquote(parts.path)
-            target = posixpath.normpath(posixpath.join(base, path)) if path else name
+            there = unquote(parts.path).lstrip("/") if name == "404.html" else unquote(parts.path)
+            target = posixpath.normpath(posixpath.join(base, there)) if there else name
             if not (site / target).exists():
                 yield f"{name}: {address} leads nowhere"
             elif parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
                 yield f"{name}: {address} leads to no such place on {target}"
-    for style in sorted(site.rglob("*.css")):
-        for address in re.findall(r"(?:url\(|@import )[\"']?(https?:)?//[^)\s]+", style.read_text("utf-8")):
-            yield f"{style.relative_to(site)}: loads {address} from a network"
+    for path in sorted({*site.rglob("*.css"), *site.rglob("*.html")}):  # notebooks bring their own style
+        for match in re.finditer(r"(?:url\(|@import )[\"']?((?:https?:)?//[^)\s\"']+)", path.read_text("utf-8")):
+            yield f"{path.relative_to(site).as_posix()}: loads {match[1]} from a network"

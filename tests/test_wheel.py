@@ -15,9 +15,7 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
-import typer
-
-from mlffn_lite.cli import app
+from commands import commands_in, faults
 
 ROOT = Path(__file__).parents[1]
 NEEDED = ("pyproject.toml", "setup.py", "MANIFEST.in", "DESCRIPTION.md", "LICENSE", "LICENSE-text", "data/LICENSE")
@@ -91,16 +89,9 @@ def test_links_of_the_description_work_without_a_checkout(metadata: Message) -> 
 
 
 def test_commands_of_the_description_exist(metadata: Message) -> None:
-    lines = re.findall(r"^mlffn (.+?)(?:\s+#.*)?$", str(metadata.get_payload()), re.MULTILINE)
-    assert lines
-    for line in lines:
-        words = line.split()
-        command = typer.main.get_command(app)
-        while commands := getattr(command, "commands", None):
-            assert words[0] in commands, line
-            command = commands[words.pop(0)]
-        options = {name for parameter in command.params for name in parameter.opts}
-        assert {word for word in words if word.startswith("-")} <= options, line
+    lines = commands_in(str(metadata.get_payload()))
+    assert len(lines) >= 5
+    assert [fault for line in lines for fault in faults(line)] == []
 
 
 def test_an_installation_finds_miniparts_whole(wheel: zipfile.ZipFile, tmp_path: Path) -> None:

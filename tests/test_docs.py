@@ -6,6 +6,7 @@ import doctest
 import importlib.util
 import inspect
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -121,9 +122,11 @@ def test_examples_of_the_library_run(page: Path, tmp_path: Path, monkeypatch: py
     assert test.examples or page.stem == "index"
 
 
-def test_every_public_class_has_an_example() -> None:
+def test_every_public_class_has_an_example_and_what_is_described_is_there() -> None:
     shown = {place.rpartition(".")[2] for page in API for place in examples(page)}
     text = "\n".join(page.read_text("utf-8") for page in API)
+    for path in re.findall(r"^::: (\S+)", text, re.MULTILINE):
+        assert pkgutil.resolve_name(path), path
     public = {n for n in dir(mlffn_lite) if inspect.isclass(getattr(mlffn_lite, n))}
     named = {path.rpartition(":")[2] for group in registry.BUILT_IN.values() for path in group.values()}
     documented = {p.rpartition(".")[2] for p in re.findall(r"^::: (\S+\.[A-Z]\w+)$", text, re.MULTILINE)}

@@ -22,7 +22,7 @@ def commands_in(markdown: str) -> list[str]:
 
 
 def faults(line: str) -> Iterator[str]:
-    """Yield what the command has not: a sub-command, an option; a ConfigError says which preset or setting is unknown."""
+    """Yield which sub-command or option there is not; of a preset or a setting, a ConfigError says it."""
     words = shlex.split(line)
     command, values = typer.main.get_command(app), [*words]
     while commands := getattr(command, "commands", None):

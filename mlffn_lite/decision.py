@@ -87,20 +87,26 @@ def find_regions(score_map: Any, threshold: float) -> tuple[np.ndarray, list[Reg
     heat = np.asarray(score_map, dtype=np.float64)
     if heat.ndim != 2 or not np.isfinite(heat).all() or math.isnan(threshold):
         raise ValueError(f"need a finite score map (H, W) and a threshold, got shape {heat.shape} and {threshold}")
-    labels, count = ndimage.label(heat > threshold, np.ones((3, 3)))
-    areas, numbers = np.bincount(labels.ravel(), minlength=count + 1)[1:], np.arange(1, count + 1)
-    peaks = ndimage.maximum_position(heat, labels, numbers) if count else []
-    regions = [
-        Region(
-            *(int(area), float(heat[peak]), int(peak[1]), int(peak[0])),
-            *(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start),
-        )
-        for area, peak, (rows, columns) in zip(areas, peaks, ndimage.find_objects(labels), strict=True)
-    ]
+    above = heat > threshold
+    if not above.any():  # most images, on a line that works
+        return np.zeros(heat.shape, int), []
+    labels, count = ndimage.label(above, np.ones((3, 3)))
+    regions = [_region(heat, labels, i, box) for i, box in enumerate(ndimage.find_objects(labels), 1)]
     order = sorted(range(count), key=lambda i: -regions[i].peak)
     rank = np.zeros(count + 1, int)
-    rank[[i + 1 for i in order]] = numbers
+    rank[[i + 1 for i in order]] = np.arange(1, count + 1)
     return rank[labels], [regions[i] for i in order]
+
+
+def _region(heat: np.ndarray, labels: np.ndarray, number: int, box: tuple[slice, slice]) -> Region:
+    """Return what a label marks; of equal peaks the first, row by row."""
+    inside, (rows, columns) = labels[box] == number, box
+    scores = np.where(inside, heat[box], -np.inf)
+    y, x = np.unravel_index(scores.argmax(), scores.shape)
+    return Region(
+        *(int(inside.sum()), float(scores[y, x]), columns.start + int(x), rows.start + int(y)),
+        *(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start),
+    )
 
 
 def promised_threshold(scores: Any, rate: float) -> tuple[float, float]:

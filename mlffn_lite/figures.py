@@ -32,6 +32,7 @@ COLOURS = {"blue": "#0072B2", "orange": "#D55E00", "green": "#009E73", "pink": "
 WIDTH, DPI = 9.0, 144
 # Inferno without its pale end, which would wash the image out under an overlay.
 _CMAP = ListedColormap(mpl.colormaps["inferno"](np.linspace(0, 0.86, 256)), "inferno_short")
+_RGB = (255 * _CMAP(np.arange(256))[:, :3].T).astype(np.float32)
 # The defaults of everything that shows, so that no matplotlibrc or style of the caller leaks in.
 _SHOWS = r"(axes|contour|figure|font|grid|hatch|image|legend|lines|mathtext|patch|path|savefig|text|[xy]tick)\."
 STYLE = {key: value for key, value in mpl.rcParamsDefault.items() if re.match(_SHOWS, key)} | {
@@ -69,10 +70,14 @@ def overlay(image: Any, score_map: Any, vmin: float, vmax: float, alpha: float =
         raise ValueError(f"need image (3, H, W) uint8 and map (H, W), got {image.shape} {image.dtype}, {heat.shape}")
     if np.isnan(heat).any():
         raise ValueError("the score map holds NaN, which has no colour")
-    heat = _scale(vmin, vmax)(heat.astype(np.float64)).filled(0)
-    weight = alpha * (heat**2 * (3 - 2 * heat))[..., None]  # smoothstep: faint scores hardly show
-    mixed = (1 - weight) * image.transpose(1, 2, 0) + weight * 255 * _CMAP(heat)[..., :3]
-    return np.rint(mixed).astype(np.uint8)
+    _scale(vmin, vmax)
+    heat = np.clip((heat - vmin) / (vmax - vmin), 0, 1).astype(np.float32)
+    weight = alpha * heat * heat * (3 - 2 * heat)  # smoothstep: faint scores hardly show
+    level = np.minimum(heat * 256, 255).astype(np.uint8)
+    mixed = np.empty((*heat.shape, 3), np.uint8)
+    for channel, colours in enumerate(_RGB):  # a channel at a time stays in the cache
+        mixed[..., channel] = np.rint(image[channel] + weight * (colours[level] - image[channel]))
+    return mixed
 
 
 @mpl.rc_context(STYLE)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -135,8 +136,9 @@ def choices(group: str) -> str:
 def source(group: str, name: str) -> str:
     """Return the code of one's own that a name stands for, so that a result can be told from one of other code.
 
-    That is the class or function that was registered, or the module of an import path; what these call elsewhere is
-    not part of it. Empty for what is built in or installed, and for what is not there.
+    That is the class or function that was registered, with what it names of the same notebook, or the module of an
+    import path; what these call of other files is not part of it. Empty for what is built in or installed, and for what
+    is not there.
     """
     if name in OWN[group]:
         return _code(OWN[group][name])
@@ -164,14 +166,39 @@ def _installed(group: str) -> dict[str, str]:
 
 
 def _code(found: Any) -> str:
-    """Return the text of a module, class or function; of what has none, such as a class of a notebook, its parts."""
+    """Return the text of a module, class or function, and of what it names that was typed in a notebook too."""
+    known: dict[int, str] = {}
+
+    def add(found: Any) -> None:
+        known[id(found)] = _text(found)
+        named: Iterable[Any] = ()
+        if isinstance(found, FunctionType):
+            named = (found.__globals__.get(name) for name in found.__code__.co_names)
+        elif isinstance(found, type):
+            named = (*found.__bases__, *(getattr(value, "__func__", value) for value in vars(found).values()))
+        for value in named:
+            if id(value) not in known and _typed(value):
+                add(value)
+
+    add(found)
+    return "\n".join(known.values())
+
+
+def _typed(found: Any) -> bool:
+    """Whether this is a class or function of no file: of a notebook, or of code that was executed."""
+    module = getattr(found, "__module__", None) if isinstance(found, FunctionType | type) else "builtins"
+    return module != "builtins" and getattr(sys.modules.get(str(module)), "__file__", None) is None
+
+
+def _text(found: Any) -> str:
+    """Return the text of code of one's own; of what has none, such as a class of a notebook, what it computes with."""
     try:
         return inspect.getsource(found)
     except (OSError, TypeError):
         if isinstance(found, FunctionType):
             return repr(_parts(found.__code__))
-        kept = {k: v for k, v in vars(found).items() if isinstance(v, FunctionType | int | float | str | tuple)}
-        return "\n".join(f"{k}: {_code(v) if isinstance(v, FunctionType) else v}" for k, v in sorted(kept.items()))
+        plain = {k: v for k, v in vars(found).items() if k[:2] != "__" and isinstance(v, int | float | str | tuple)}
+        return repr(sorted(plain.items()))
 
 
 def _parts(code: CodeType) -> tuple[Any, ...]:

@@ -34,7 +34,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
 
 
 class Trial:
-    """Train the network on ``weave`` at 128 px, with or without a change.
+    """Train the network on a part at 128 px, with or without a change.
 
     Parameters
     ----------
@@ -43,17 +43,22 @@ class Trial:
     prepare : callable, optional
         ``(levels, good) -> levels``: what is done to the backbone's levels, lists of (B, C, h, w), before the network
         sees them; ``good`` are those of all good training images.
+    category : str
+        Which part of MiniParts; :meth:`compare` knows the unchanged network on ``weave``.
     """
 
     batches, batch, steps, width = 12, 16, 40, 32
 
     def __init__(
-        self, pseudo: PseudoAnomalies | None = None, prepare: Callable[[Levels, Levels], Levels] | None = None
+        self,
+        pseudo: PseudoAnomalies | None = None,
+        prepare: Callable[[Levels, Levels], Levels] | None = None,
+        category: str = "weave",
     ) -> None:
         model, train = {"width": self.width}, {"steps": self.steps, "device": "cpu"}
         self.config = Config.preset("small", data={"size": 128}, model=model, train=train)
         self.backbone = build_backbone(self.config.model.backbone, self.config.model.weights).set_mode("frozen").eval()
-        parts = AnomalyFolder(miniparts_path() / "weave", size=128)
+        parts = AnomalyFolder(miniparts_path() / category, size=128)
         good, self.test = parts.train.images(), parts.test
         pseudo, draws = pseudo or PseudoAnomalies(0.5, {"blemish": 1.0}), torch.Generator().manual_seed(0)
         chosen = [torch.randperm(len(good), generator=draws)[: self.batch] for _ in range(self.batches)]

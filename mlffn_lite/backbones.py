@@ -304,7 +304,8 @@ def _load_offline(name: str, body: nn.Module) -> None:
     if len(names) != len(state):
         raise WeightsError(f"the packaged weights have {len(state)} tensors where tf_{name} has {len(names)}")
     whole.load_state_dict(dict(zip(names, state.values(), strict=True)))
-    body.load_state_dict({k: v for k, v in whole.state_dict().items() if k in body.state_dict()})
+    wanted = body.state_dict().keys()
+    body.load_state_dict({k: v for k, v in whole.state_dict().items() if k in wanted})
 
 
 def _load_file(path: Path, body: nn.Module) -> None:

@@ -249,22 +249,46 @@ def test_every_row_of_the_glossary_is_whole_and_names_a_notebook_of_the_series()
 
 
 def glossary_rows() -> tuple[list[str], list[str]]:
-    """Return the rows of the terms, and those of the letters that mean several things."""
+    """Return the rows of the terms, and those of the notation."""
     text = (FOLDER / "glossary.md").read_text(encoding="utf-8")
     terms, letters = (
-        [line for line in part.splitlines() if line.startswith("| ")][1:] for part in text.split("## Letters that")
+        [line for line in part.splitlines() if line.startswith("| ")][1:] for part in text.split("## Notation")
     )
     return terms, letters
 
 
-def test_a_letter_that_stands_for_two_terms_is_listed_with_both() -> None:
+def notation() -> dict[str, set[str]]:
+    """Return the notebooks of each letter of the notation."""
+    rows = [row.strip("|").split(" | ") for row in glossary_rows()[1]]
+    return {cells[0].strip(): set(re.findall(r"\[(\d\d)\]\(", cells[2])) for cells in rows}
+
+
+def letters_in(nb: NotebookNode) -> set[str]:
+    """Return the single capital letters in a notebook's formulas."""
+    text = re.sub(r"```.*?```|`[^`\n]*`", "", "\n".join(prose(nb)), flags=re.DOTALL)
+    formulas = " ".join(m[1] or m[2] for m in re.finditer(r"\$\$(.+?)\$\$|\$(.+?)\$", text, re.DOTALL))
+    words = r"\\(?:mathrm|text|operatorname|mathbf|mathbb|mathcal)\{[^{}]*\}|\\[a-zA-Z]+"
+    return set(re.findall(r"(?<![A-Za-z])[A-Z](?![A-Za-z])", re.sub(words, " ", formulas)))
+
+
+def test_a_symbol_stands_for_one_term_and_a_letter_has_one_row() -> None:
     terms, letters = glossary_rows()
     symbols = [s for row in terms for s in row.strip("|").split(" | ")[2].strip().split(", ") if s != "–"]
-    listed = {row.strip("|").split(" | ")[0].strip(): len(re.findall(r"\[\d\d\]\(", row)) for row in letters}
-    twice = {s for s in symbols if symbols.count(s) > 1}
-    assert twice
-    assert twice <= listed.keys(), f"say in the second table what else they mean: {sorted(twice - listed.keys())}"
-    assert min(listed.values()) > 1
+    assert sorted(symbols) == sorted(set(symbols))
+    assert len(notation()) == len(letters)
+    assert set("ALMPRD") <= notation().keys()
+
+
+@pytest.mark.parametrize("entry", [e for e in present() if e.number < "15"], ids=lambda e: e.number)
+def test_a_letter_of_the_notation_is_used_only_where_the_glossary_says(entry: Entry) -> None:
+    used = {letter for letter in letters_in(read(FOLDER / entry.file)) if letter in notation()}
+    meant = {letter for letter, numbers in notation().items() if entry.number in numbers}
+    assert used == meant, "see the notation in glossary.md: one meaning for a letter"
+
+
+def test_letters_of_formulas_are_found(sample: NotebookNode) -> None:
+    sample.cells[3].source = r"$A_i = \mathrm{Cat}(M, x_R)$ and `L`, $$\mathbb{R} \ni P$$"
+    assert letters_in(sample) == {"A", "M", "R", "P"}
 
 
 # --- each rule refuses what it is for ---------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import numpy as np
 
 from ..datasets.folder import Split
 from ..errors import extra
-from .panels import Panel, compose
-from .pointer import Surface
+from .panels import HEAD, Panel, compose
+from .pointer import Act, Surface
 
 with extra("notebooks"):
     import ipywidgets as w  # type: ignore[import-untyped]
@@ -182,6 +182,10 @@ class ImagePicker(w.VBox):
             self.chosen = (self.category.value, self.image.value)
 
 
+PanelAct = Callable[[str, float, float], object]
+"""``(title, right, down)``: a place on a panel in its pixels."""
+
+
 class Explorer(w.VBox):
     """What all explorers share; a subclass says what they show.
 
@@ -191,40 +195,56 @@ class Explorer(w.VBox):
         Above the outcome.
     below : sequence of Widget
         Beneath the picture.
+    move, press : callable, optional
+        What the pointer does on a panel.
+    leave : callable, optional
+        When it leaves, or a button or finger is lifted.
+    key : callable, optional
+        The name of a key that is pressed after a press.
 
     Attributes
     ----------
     label : Label
         The outcome in a line of text.
-    surface : Surface
-        What is under the pointer on the picture.
-    picture : Picture
-        The PNG that is shown.
+    surfaces : list of Surface
+        The panels that are shown: only those that change are sent to the browser.
     table : HTML
-    boxes : dict
-        Left, top, right and bottom of every panel in the picture, by its title.
     """
 
-    def __init__(self, *controls: w.Widget, below: Sequence[w.Widget] = ()) -> None:
+    def __init__(
+        self,
+        *controls: w.Widget,
+        below: Sequence[w.Widget] = (),
+        move: PanelAct | None = None,
+        press: PanelAct | None = None,
+        leave: Callable[[], object] | None = None,
+        key: Callable[[str], object] | None = None,
+    ) -> None:
         self.label = w.Label(layout={"width": "auto", "margin": "6px 2px"})
-        self.surface = Surface()
-        self.picture = self.surface.picture
+        self.surfaces: list[Surface] = []
         self.table = w.HTML()
-        self.boxes: dict[str, tuple[int, int, int, int]] = {}
-        self._held = 0
+        self._alt, self._panels, self._held = "", [Panel("", np.zeros((1, 1, 3), np.uint8))], 0
+        self._acts = {"move": move, "press": press}, {"leave": leave, "key": key}
+        self._pictures = row()
+        self._pictures.add_class("mlffn-panels")
         style = w.HTML(_CSS, layout={"display": "none"})
-        super().__init__([style, *controls, self.label, self.surface, *below, self.table])
+        super().__init__([style, *controls, self.label, self._pictures, *below, self.table])
         self.add_class(f"mlffn-{type(self).__name__}")
 
     @property
     def png(self) -> bytes:
-        """The picture as it stands."""
-        return bytes(self.picture.value)
+        """All panels as they stand, side by side in a PNG."""
+        return compose(self._panels, self._alt)[0]
+
+    @property
+    def boxes(self) -> dict[str, tuple[int, int, int, int]]:
+        """Left, top, right and bottom of every panel in :attr:`png`, by its title."""
+        return compose(self._panels, self._alt)[1]
 
     @property
     def alt(self) -> str:
-        """What the picture shows, for who cannot see it."""
-        return str(self.picture.tooltip)
+        """What the panels show, for who cannot see them; the last one's name in the browser."""
+        return self._alt
 
     @contextmanager
     def together(self) -> Iterator[None]:
@@ -252,16 +272,35 @@ class Explorer(w.VBox):
             self.redraw()
 
     def _publish(self, text: str, alt: str, panels: Sequence[Panel], table: str) -> None:
-        png, self.boxes = compose(panels, alt)
+        """Show the outcome: pictures first, for which the eye waits, and only those that have changed."""
+        old, self._panels, self._alt = self._panels, list(panels), alt
+        known = len(self.surfaces) == len(panels)
+        if not known:
+            self.surfaces = [self._surface(i) for i in range(len(panels))]
+        for i, (surface, panel) in enumerate(zip(self.surfaces, panels, strict=True)):
+            said = alt if i == len(panels) - 1 else panel.title
+            if not (known and said == surface.picture.tooltip and panel.same(old[i])):
+                surface.show(compose([panel], said)[0], said)
+        if not known:
+            self._pictures.children = self.surfaces
         self.label.value, self.table.value = text, table
-        self.surface.show(png, alt)
 
-    def _panel_at(self, x: float, y: float) -> tuple[str, float, float] | None:
-        """Return the title of the panel at a pixel of the picture, and the place on it."""
-        for title, (left, top, right, bottom) in self.boxes.items():
-            if left <= x < right and top <= y < bottom:
-                return title, x - left, y - top
-        return None
+    def _surface(self, number: int) -> Surface:
+        """Return a panel's surface, which calls what the explorer does about the pointer."""
+
+        def on_panel(act: PanelAct | None) -> Act | None:
+            def called(x: float, y: float) -> None:
+                panel = self._panels[number]
+                height, width = panel.rgb.shape[:2]
+                if act is not None and 0 <= x < width and 0 <= y - HEAD < height:
+                    act(panel.title, x, y - HEAD)
+
+            return called if act else None
+
+        surface, (places, others) = Surface(), self._acts
+        if any((*places.values(), *others.values())):
+            surface.follow(**{k: on_panel(act) for k, act in places.items()}, **others)  # type: ignore[arg-type]
+        return surface
 
 
 def table(caption: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -104,8 +104,8 @@ class HeatmapExplorer(Explorer):
             "score, lowest first": lambda c: -self._views[c].verdicts.scores,
         }
         self.picker = ImagePicker(splits, filters=filters, orders=orders)
-        super().__init__(self.picker, *self._controls(), below=self._below())
-        self.surface.follow(move=self._hover, press=self._press, leave=self._read, key=self._key)
+        acts: dict[str, Any] = {"move": self._hover, "press": self._press, "leave": self._read, "key": self._key}
+        super().__init__(self.picker, *self._controls(), below=self._below(), **acts)
         self.picker.observe(self._picked, "chosen")
         self._watch(self.opacity, self.colours, self.threshold, self.truth, self.zoom)
         self.x.observe(self._pointed, "value")
@@ -133,7 +133,7 @@ class HeatmapExplorer(Explorer):
     def _below(self) -> list[w.Widget]:
         self.readout = w.Label(layout={"width": "auto", "margin": "2px"})
         self.overall = w.Label(layout={"width": "auto", "margin": "6px 2px"})
-        self.histogram = Picture(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+        self.histogram = Picture()
         self._thumbnail = lru_cache(1000)(self._small)
         self.sheet = ContactSheet(self.picker, lambda i: self._thumbnail(self.picker.chosen[0], i))
         self.path = field("Own images", "", "An image file, or a folder of images; press Enter")
@@ -273,8 +273,8 @@ class HeatmapExplorer(Explorer):
             f"{name}, its score map, and the map laid over it, {count} outlined. {says}",
             [
                 Panel("image, true mask" if known else "image", scene.photo(self.truth.value)),
-                Panel("score map", scene.colours(low, high), (low, high, threshold)),
-                Panel("overlay, above the threshold", over, marks=marks),
+                Panel("score map", scene.colours(low, high)),
+                Panel("overlay, above the threshold", over, (low, high, threshold), marks),
             ],
             table(count + shown, ("region", "area in px", "peak", "peak at (x, y)", "on the true mask"), rows),
         )
@@ -286,7 +286,7 @@ class HeatmapExplorer(Explorer):
         self.overall.value = view.verdicts.summary(threshold)
         alt = f"Histogram of image scores, threshold at {number(threshold)}. {self.overall.value}"
         if alt != self.histogram.tooltip:
-            self.histogram.tooltip, self.histogram.value = alt, encode(self._bars.draw(threshold), alt)
+            self.histogram.show(encode(self._bars.draw(threshold), alt), alt)
         if self.picker.filter.value != "all":
             self.picker.refresh()
         self.sheet.update(view.verdicts.scores, view.verdicts.outcomes(threshold))
@@ -321,13 +321,11 @@ class HeatmapExplorer(Explorer):
         above = "above" if score > threshold else "not above"
         self.readout.value = f"x = {x}, y = {y}: score {number(score)}, {above} the threshold{mask}"
 
-    def _hover(self, x: float, y: float) -> None:
-        if found := self._panel_at(x, y):
-            self._read(self._scene.pixel(*found[1:]))
+    def _hover(self, _: str, right: float, down: float) -> None:
+        self._read(self._scene.pixel(right, down))
 
-    def _press(self, x: float, y: float) -> None:
-        if found := self._panel_at(x, y):
-            self._point(*self._scene.pixel(*found[1:]))
+    def _press(self, _: str, right: float, down: float) -> None:
+        self._point(*self._scene.pixel(right, down))
 
     def _key(self, key: str) -> None:
         """Act on a key that is pressed while the picture has the focus: the canvas keeps all of them from the page."""
@@ -337,4 +335,4 @@ class HeatmapExplorer(Explorer):
         elif key in "+-":
             self.zoom.value += 1 if key == "+" else -1
         elif key in ("Tab", "Escape"):
-            self.zoom.focus()
+            self.to_peak.focus()

@@ -20,7 +20,7 @@ from ..figures import _CMAP, overlay
 TRUTH, FOUND = (0, 229, 255), (255, 255, 255)
 """Colours of the outlines of true or painted defects, and of what lies above the threshold."""
 
-_GAP, _HEAD, _BAR = 10, 20, 80  # pixels between panels, above them, and of a colour bar with its numbers
+_GAP, HEAD, _BAR = 10, 20, 80  # pixels between panels, above them, and of a colour bar with its numbers
 
 
 def number(value: float) -> str:
@@ -130,6 +130,12 @@ class Panel(NamedTuple):
     bar: tuple[float, float, float] | None = None
     marks: Sequence[tuple[int, int, str]] = ()
 
+    def same(self, other: Panel) -> bool:
+        """Say whether another panel looks the same."""
+        if (self.title, self.bar, list(self.marks)) != (other.title, other.bar, list(other.marks)):
+            return False
+        return self.rgb is other.rgb or np.array_equal(self.rgb, other.rgb)
+
 
 def compose(panels: Sequence[Panel], alt: str) -> tuple[bytes, dict[str, tuple[int, int, int, int]]]:
     """Put panels side by side.
@@ -142,15 +148,15 @@ def compose(panels: Sequence[Panel], alt: str) -> tuple[bytes, dict[str, tuple[i
         Left, top, right and bottom of every panel by its title.
     """
     widths = [p.rgb.shape[1] + (_GAP if p.bar is None else _BAR) for p in panels]
-    sheet = Image.new("RGB", (sum(widths), max(p.rgb.shape[0] for p in panels) + _HEAD + 8), "white")
+    sheet = Image.new("RGB", (sum(widths), max(p.rgb.shape[0] for p in panels) + HEAD + 8), "white")
     draw, x, boxes = ImageDraw.Draw(sheet), 0, {}
     for panel, step in zip(panels, widths, strict=True):
         height, width = panel.rgb.shape[:2]
-        sheet.paste(Image.fromarray(panel.rgb), (x, _HEAD))
+        sheet.paste(Image.fromarray(panel.rgb), (x, HEAD))
         draw.text((x, 2), panel.title, "black", font())
-        boxes[panel.title] = (x, _HEAD, x + width, _HEAD + height)
+        boxes[panel.title] = (x, HEAD, x + width, HEAD + height)
         for right, down, text in panel.marks:
-            place = (x + min(right + 5, width - 14), _HEAD + min(max(down - 18, 1), height - 18))
+            place = (x + min(right + 5, width - 14), HEAD + min(max(down - 18, 1), height - 18))
             draw.text(place, text, "white", font(), stroke_width=2, stroke_fill="black")
         if panel.bar is not None:
             _draw_bar(sheet, draw, x + width + 6, height, *panel.bar)
@@ -183,14 +189,14 @@ def _draw_bar(
 ) -> None:
     """Draw a colour bar with its ends, its middle, and a triangle at the threshold where that lies between them."""
     ramp = _CMAP(np.linspace(1, 0, height), bytes=True)[:, None, :3].repeat(12, axis=1)
-    sheet.paste(Image.fromarray(ramp), (x, _HEAD))
+    sheet.paste(Image.fromarray(ramp), (x, HEAD))
     for share in (0.0, 0.5, 1.0):
-        y = _HEAD + (1 - share) * (height - 1)
-        draw.text((x + 23, min(max(y, _HEAD + 6), _HEAD + height - 6)), number(low + share * (high - low)), "black",
+        y = HEAD + (1 - share) * (height - 1)
+        draw.text((x + 23, min(max(y, HEAD + 6), HEAD + height - 6)), number(low + share * (high - low)), "black",
                   font(), anchor="lm")  # fmt: skip
     share = (threshold - low) / (high - low)
     if 0 <= share <= 1:
-        y = _HEAD + (1 - share) * (height - 1)
+        y = HEAD + (1 - share) * (height - 1)
         draw.polygon([(x + 12, y), (x + 19, y - 5), (x + 19, y + 5)], fill="black")
 
 

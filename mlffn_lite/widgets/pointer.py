@@ -28,6 +28,14 @@ class Picture(w.Image):
 
     description = traitlets.Unicode("").tag(sync=True)
 
+    def __init__(self) -> None:
+        super().__init__(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
+
+    def show(self, png: bytes, alt: str) -> None:
+        """Show a PNG; in one message, as the browser decodes the picture anew for each."""
+        with self.hold_sync():
+            self.tooltip, self.value = alt, png
+
 
 class Surface(w.Box):
     """A picture under a transparent canvas.
@@ -40,8 +48,8 @@ class Surface(w.Box):
     """
 
     def __init__(self) -> None:
-        self.picture = Picture(format="png", layout={"max_width": "100%", "align_self": "flex-start"})
-        self.canvas = ipycanvas.Canvas(width=1, height=1, tabbable=False, layout={"border": "0"})
+        self.picture = Picture()
+        self.canvas = ipycanvas.Canvas(width=1, height=1, layout={"border": "0"})
         super().__init__([self.picture], layout={"align_self": "flex-start", "max_width": "100%"})
         self.add_class("mlffn-surface")
 
@@ -49,8 +57,9 @@ class Surface(w.Box):
         """Show a PNG; the canvas takes its size."""
         size = struct.unpack(">II", png[16:24])
         if size != (self.canvas.width, self.canvas.height):
-            self.canvas.width, self.canvas.height = size
-        self.picture.tooltip, self.picture.value = alt, png
+            with self.canvas.hold_sync():
+                self.canvas.width, self.canvas.height = size
+        self.picture.show(png, alt)
 
     def follow(
         self,
@@ -85,7 +94,17 @@ class Surface(w.Box):
             canvas.on_touch_end(lambda *_: leave())
         if key is not None:
             canvas.on_key_down(lambda name, *_: key(name))
+        canvas.on_client_ready(self._skip)
+        canvas.on_mouse_move(self._skip)
         self.children = (self.picture, canvas)
+
+    def _skip(self, *_: object) -> None:
+        """Take the canvas out of the order of Tab: it keeps every key, Tab too, from the page.
+
+        ipycanvas puts it there when it is shown, so this must be said after that, and be a change.
+        """
+        if self.canvas.tabbable is None:
+            self.canvas.tabbable = False
 
 
 def _first(act: Act) -> Callable[[list[tuple[float, float]]], Any]:

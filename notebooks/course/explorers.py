@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ipywidgets as w  # type: ignore[import-untyped]
@@ -15,8 +15,13 @@ from mlffn_lite import registry
 from mlffn_lite.canvas import VISIBLE_CHANGE, Canvas
 from mlffn_lite.datasets.folder import Split
 from mlffn_lite.detector import AnomalyDetector, fitted
-from mlffn_lite.widgets.controls import Explorer, ImagePicker, dropdown, row, slider, table
-from mlffn_lite.widgets.panels import Panel, Scene, number, word
+from mlffn_lite.widgets.controls import Explorer, ImagePicker, button, dropdown, row, slider, table
+from mlffn_lite.widgets.panels import HEAD, Panel, Scene, number, word
+
+from .brush import Stroke, brush
+
+BRUSH = "brush"
+_GOOD, _PAINTED, _SIDE = "good image", "painted, mask", 208  # panels of the painter
 
 
 class PseudoExplorer(Explorer):
@@ -128,7 +133,9 @@ def _rounded(value: Any) -> str:
 
 
 class PseudoPainter(Explorer):
-    """Paint a pseudo-anomaly (§2.1) on a good image and watch the score map of a detector answer.
+    """Paint a pseudo-anomaly (§2.1), or with a brush, on a good image and watch the score map of a detector answer.
+
+    A press on the image puts the pseudo-anomaly there; with the kind ``brush`` it draws until it is lifted.
 
     Parameters
     ----------
@@ -141,10 +148,16 @@ class PseudoPainter(Explorer):
     ----------
     picker : ImagePicker
     kind : Dropdown
-        A kind of this library, see :func:`paint`.
+        A kind of this library, see :func:`paint`, or ``brush``.
     x, y, size, strength : FloatSlider
-        See :func:`paint`.
+        See :func:`paint`; of the brush, where :attr:`dot` puts a dot, its width and its opacity.
     seed : BoundedIntText
+    colour : ColorPicker
+        Of the brush.
+    dot, undo, clear : Button
+        Put a dot at (x, y); take back the last stroke, or all of them.
+    strokes : list of Stroke
+        What the brush has drawn; it stays when another image is chosen.
     painted, mask : Tensor
         (3, H, W) in [0, 1], and the changed pixels, (H, W) bool.
     before, after : Prediction
@@ -155,28 +168,98 @@ class PseudoPainter(Explorer):
 
     def __init__(self, detector: AnomalyDetector, split: Split) -> None:
         self._detector, self._split, self._scale = detector, split, fitted(detector)
+        self.strokes: list[Stroke] = []
+        self._line: list[tuple[float, float]] = []
         self.picker = ImagePicker({"": split}, only_good=True)
-        self.kind = dropdown("Kind", list(_SIZED), "Kind of pseudo-anomaly")
+        self.kind = dropdown("Kind", [*_SIZED, BRUSH], "Kind of pseudo-anomaly, or a brush")
         self.x = slider("x", (0, 1, 0.02), 0.5, "Centre, from the left, in widths of the image")
         self.y = slider("y", (0, 1, 0.02), 0.5, "Centre, from the top, in heights of the image")
-        self.size = slider("Size", (0.02, 0.6, 0.02), 0.2, "Side or length, in image sides")
+        self.size = slider("Size", (0.02, 0.6, 0.02), 0.2, "Side, length or width of the brush, in image sides")
         self.strength = slider("Strength", (0, 1, 0.05), 1.0, "0: nothing changes; 1: the full pseudo-anomaly")
         self.seed = _seed()
+        self.colour = w.ColorPicker(value="#202020", description="Colour", tooltip="Colour of the brush")
+        self.colour.style.description_width, self.colour.layout.width = "5.5em", "15.5em"
+        self.dot = button("Dot", "circle", "Put a dot of the brush at x and y", self._dot)
+        self.undo = button("Undo", "undo", "Take back the last stroke of the brush", lambda _: self._keep(-1))
+        self.clear = button("Clear", "eraser", "Take back all strokes of the brush", lambda _: self._keep(0))
         rows = row(self.kind, self.size, self.strength), row(self.seed, self.x, self.y)
-        super().__init__(self.picker, *rows)
+        rest = row(self.colour, self.dot, self.undo, self.clear)
+        super().__init__(self.picker, *rows, rest, move=self._move, press=self._press, leave=self._leave)
         self.picker.observe(self._picked, "chosen")
         self._watch(self.kind, self.x, self.y, self.size, self.strength, self.seed)
         self._picked()
+
+    def stroke(self, points: Sequence[tuple[float, float]], *, size: float | None = None, colour: str = "") -> None:
+        """Draw a stroke with the brush, which becomes the kind.
+
+        Parameters
+        ----------
+        points : sequence of (float, float)
+            In widths and heights of the image.
+        size : float, optional
+            Width in image sides; by default that of the slider.
+        colour : str, optional
+            Such as ``"#b03020"``; by default that of the control.
+        """
+        made = Stroke(tuple(points), self.size.value if size is None else size, colour or self.colour.value)
+        brush(self._good, [made])  # bad input shall leave nothing behind
+        self.strokes.append(made)
+        with self.together():
+            self.kind.value = BRUSH
+
+    def _dot(self, _: Any) -> None:
+        self.stroke([(self.x.value, self.y.value)])
+
+    def _keep(self, count: int) -> None:
+        self.strokes = self.strokes[:count]
+        self._changed()
 
     def _picked(self, _: Any = None) -> None:
         self._good = self._split[self.picker.chosen[1]].image
         self.before = self._detector.predict(self._good[None])
         self._changed()
 
+    def _press(self, title: str, right: float, down: float) -> None:
+        if title not in (_GOOD, _PAINTED):
+            return
+        place = self._place(right, down)
+        if self.kind.value != BRUSH:
+            with self.together():
+                self.x.value, self.y.value = place
+            return
+        self._line, self._inked = [place], (right, down)
+        self._move(title, right, down)
+
+    def _move(self, title: str, right: float, down: float) -> None:
+        """Draw on the canvas at once what the picture shows when the stroke is done."""
+        if not self._line or title not in (_GOOD, _PAINTED):
+            return
+        if self._line[-1] != (place := self._place(right, down)):
+            self._line.append(place)
+        canvas = self.surfaces[(_GOOD, _PAINTED).index(title)].canvas
+        canvas.stroke_style, canvas.line_cap, canvas.line_width = self.colour.value, "round", self.size.value * _SIDE
+        canvas.stroke_line(self._inked[0], HEAD + self._inked[1], right, HEAD + down)
+        self._inked = (right, down)
+
+    def _place(self, right: float, down: float) -> tuple[float, float]:
+        """Return a place on a panel in widths and heights of the image."""
+        height, width = self._panels[0].rgb.shape[:2]
+        return right / width, down / height
+
+    def _leave(self) -> None:
+        line, self._line = self._line, []
+        if line:
+            self.stroke(line)
+            for surface in self.surfaces[:2]:
+                surface.canvas.clear()
+
     def redraw(self) -> None:
         """Paint, score, and draw both images with both score maps."""
-        where = {name: getattr(self, name).value for name in ("x", "y", "size", "strength", "seed")}
-        self.painted, self.mask = paint(self._good, self.kind.value, **where)
+        if self.kind.value == BRUSH:
+            self.painted, self.mask = brush(self._good, self.strokes, strength=self.strength.value)
+        else:
+            where = {name: getattr(self, name).value for name in ("x", "y", "size", "strength", "seed")}
+            self.painted, self.mask = paint(self._good, self.kind.value, **where)
         self.after = self._detector.predict(self.painted[None])
         low, high, threshold = self._scale.low, self._scale.high, self._scale.threshold
         mask, rows, scenes = self.mask.numpy(), [], []
@@ -186,7 +269,7 @@ class PseudoPainter(Explorer):
             inside = number(heat[mask].mean()) if mask.any() else "–"
             place = f"({peak[1]}, {peak[0]}), {'inside' if mask[peak] else 'outside'}"
             rows.append((name, number(score), word(score > threshold), inside, place))
-            scenes.append(Scene(image.numpy(), mask, heat, side=208))
+            scenes.append(Scene(image.numpy(), mask, heat, side=_SIDE))
         self.anomalous = score > threshold
         text = (
             f"{self.kind.value} on {self.picker.name}, {mask.mean():.1%} of the pixels. Image score "
@@ -198,8 +281,8 @@ class PseudoPainter(Explorer):
             text,
             f"A good image, the same with a pseudo-anomaly painted on it, and the score maps of both: {text}",
             [
-                Panel("good image", scenes[0].photo(outline=False)),
-                Panel("painted, mask", scenes[1].photo()),
+                Panel(_GOOD, scenes[0].photo(outline=False)),
+                Panel(_PAINTED, scenes[1].photo()),
                 Panel("score map before", scenes[0].colours(low, high)),
                 Panel("score map after", scenes[1].colours(low, high), (low, high, threshold)),
             ],

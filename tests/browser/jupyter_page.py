@@ -12,7 +12,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SHOTS = "MLFFN_SCREENSHOTS"  # a folder for screenshots; without it none are made
-SECONDS = 300  # to wait for anything on a busy machine
+SECONDS = 120  # to wait for anything on a busy machine
 _SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # every cell stays in the page
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
+_KERNEL = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 _FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
           "--disable-component-update", "--disable-sync"]  # fmt: skip
 
@@ -142,22 +143,30 @@ def _wait_for(address: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def run_notebook(browser: Browser, lab: tuple[Path, str]) -> Callable[[str], Notebook]:
-    """Return a function that opens a copy of a notebook without outputs, and starts all of its cells."""
+def run_notebook(browser: Browser, lab: tuple[Path, str]) -> Callable[..., Notebook]:
+    """Return a function that opens a notebook without outputs, and starts all of its cells.
+
+    It takes the number of one of the series, of which it opens a copy; or a name and the sources of cells.
+    """
     folder, address = lab
 
-    def start(number: str) -> Notebook:
-        file = next(NOTEBOOKS.glob(f"{number}_*.ipynb"))
-        notebook = nbformat.read(file, as_version=4)
+    def start(number: str, cells: Sequence[str] = ()) -> Notebook:
+        if cells:
+            made = [nbformat.v4.new_code_cell(source) for source in cells]
+            notebook = nbformat.v4.new_notebook(cells=made, metadata=_KERNEL)  # without, JupyterLab asks and waits
+            name = f"{number}.ipynb"
+        else:
+            file = next(NOTEBOOKS.glob(f"{number}_*.ipynb"))
+            notebook, name = nbformat.read(file, as_version=4), file.name
         for cell in notebook.cells:
             if cell.cell_type == "code":
                 cell.outputs, cell.execution_count = [], None
-        nbformat.write(notebook, folder / file.name)
+        nbformat.write(notebook, folder / name)
         page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(1000 * SECONDS)
         opened = Notebook(page)
         page.on("pageerror", lambda error: opened.faults.append(str(error)))
-        page.goto(address.format(number, file.name))
+        page.goto(address.format(number, name))
         page.wait_for_function(_OPEN)
         page.wait_for_function(_READY)
         page.evaluate(_RUN)

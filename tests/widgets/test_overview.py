@@ -50,6 +50,28 @@ class TestEncode:
         assert image.text["Description"] == "µ – text"  # type: ignore[attr-defined]
 
 
+class TestPanels:
+    def test_only_what_changes_is_sent(self, heat: HeatmapExplorer) -> None:
+        heat.picker.select("hole/000")
+
+        def changed(control: Any, value: Any) -> list[bool]:
+            before = [s.picture.value for s in heat.surfaces]
+            control.value = value
+            return [s.picture.value is not b for s, b in zip(heat.surfaces, before, strict=True)]
+
+        assert changed(heat.opacity, 0.3) == [False, False, True]
+        assert changed(heat.truth, False) == [True, False, False]
+        assert changed(heat.threshold, 0.5) == [False, False, True]
+        assert changed(heat.colours, (0.2, 2.0)) == [False, True, True]
+        assert changed(heat.colours, (0.2, 2.0)) == [False, False, False]
+
+    def test_the_panels_are_those_of_the_whole(self, heat: HeatmapExplorer) -> None:
+        whole = decoded(heat.png)
+        for surface, (left, top, right, bottom) in zip(heat.surfaces, heat.boxes.values(), strict=True):
+            panel = decoded(surface.picture.value)
+            assert (panel[top:bottom, : right - left] == whole[top:bottom, left:right]).all()
+
+
 class TestHistogram:
     def test_good_above_anomalous_below(self) -> None:
         parts = split()
@@ -199,45 +221,40 @@ class TestPoint:
         heat.x.value = 20
         assert heat.readout.value == "x = 20, y = 12: score 0.25, not above the threshold, not on the true mask"
 
-    def test_pointer(self, heat: HeatmapExplorer) -> None:
-        heat.picker.select("hole/000")
-        left, top, _, _ = heat.boxes["score map"]
-        png = heat.png
-        heat._hover(left + 8 * 6 + 4, top + 8 * 12 + 4)
-        assert heat.readout.value.startswith("x = 6, y = 12: score 1.75")
-        assert (heat.x.value, heat.y.value) == (16, 16)
-        heat._read()
-        assert heat.readout.value.startswith("x = 16, y = 16")
-        heat._press(left + 8 * 6 + 4, top + 8 * 12 + 4)
-        assert (heat.x.value, heat.y.value) == (6, 12)
-        heat._press(1, 1)  # beside the panels
-        assert (heat.x.value, heat.y.value) == (6, 12)
-        assert heat.png == png  # without zoom nothing is drawn
-
     def test_events_of_the_canvas(self, heat: HeatmapExplorer) -> None:
         heat.picker.select("hole/000")
-        left, top, _, _ = heat.boxes["score map"]
-        assert (heat.surface.canvas.height, heat.surface.canvas.width) == decoded(heat.png).shape[:2]
-        at: dict[str, Any] = {"x": left + 8 * 6 + 4, "y": top + 8 * 12 + 4}
-        send = heat.surface.canvas._handle_frontend_event
+        canvas = heat.surfaces[1].canvas
+        assert (canvas.height, canvas.width) == decoded(heat.surfaces[1].picture.value).shape[:2]
+        at: dict[str, Any] = {"x": 8 * 6 + 4, "y": 20 + 8 * 12 + 4}
+        send, shown = canvas._handle_frontend_event, [s.picture.value for s in heat.surfaces]
         send(None, {"event": "mouse_move", **at}, [])
-        assert heat.readout.value.startswith("x = 6, y = 12")
+        assert heat.readout.value.startswith("x = 6, y = 12: score 1.75")
+        assert (heat.x.value, heat.y.value) == (16, 16)
         send(None, {"event": "mouse_out", **at}, [])
         assert heat.readout.value.startswith("x = 16, y = 16")
+        send(None, {"event": "mouse_down", "x": 1, "y": 1}, [])  # above the panel
+        assert (heat.x.value, heat.y.value) == (16, 16)
         send(None, {"event": "touch_start", "touches": [at]}, [])
         send(None, {"event": "touch_end", "touches": []}, [])
         assert (heat.x.value, heat.y.value) == (6, 12)
+        assert all(s.picture.value is old for s, old in zip(heat.surfaces, shown, strict=True))  # nothing is drawn
         keys = {"shift_key": False, "ctrl_key": False, "meta_key": False}
         for key in ("ArrowRight", "ArrowDown", "ArrowDown", "ArrowLeft", "+", "+", "-", "Tab", "a"):
             send(None, {"event": "key_down", "key": key, **keys}, [])
         assert (heat.x.value, heat.y.value, heat.zoom.value) == (6, 14, 2)
+
+    def test_a_canvas_is_no_trap_for_the_tab_key(self, heat: HeatmapExplorer) -> None:
+        """The browser's side of ipycanvas puts it in the order of Tab, and keeps the key."""
+        assert heat.surfaces[0].canvas.tabbable is None
+        heat.surfaces[0].canvas._handle_frontend_event(None, {"event": "client_ready"}, [])
+        assert heat.surfaces[0].canvas.tabbable is False
 
     def test_zoom(self, heat: HeatmapExplorer) -> None:
         heat.picker.select("hole/000")
         heat.to_peak.click()
         heat.zoom.value = 4
         assert heat._scene.window == (2, 8, 8, 8)
-        heat._press(*heat.boxes["score map"][:2])  # the upper left pixel of the window moves to its middle
+        heat._press("score map", 0, 0)  # the upper left pixel of the window moves to its middle
         assert (heat.x.value, heat.y.value) == (2, 8)
         assert heat._scene.window == (0, 4, 8, 8)
         heat.x.value = heat.y.value = 31

@@ -564,7 +564,7 @@ class TestEveryExplorer:
                 assert slider.min <= value <= slider.max
 
     def test_the_browser_can_set_the_tooltip_of_a_picture(self, heat: HeatmapExplorer) -> None:
-        state = heat.picture.get_state()
+        state = heat.surfaces[-1].picture.get_state()
         assert state["description"] == ""
         assert state["tooltip"] == heat.alt
 

@@ -25,7 +25,11 @@ _CSS = """<style>
 .mlffn-range .widget-readout {min-width: 9em; max-width: none}
 .mlffn-surface {position: relative; overflow: visible}
 .mlffn-surface canvas {position: absolute; left: 0; top: 0; width: 100%; height: 100%; margin: 0}
-</style>"""  # else the two numbers of a range are cut off; and a canvas lies on its picture
+@media (hover: hover) {
+  .mlffn-surface canvas {visibility: hidden}
+  .mlffn-surface:hover canvas {visibility: visible}
+}
+</style>"""  # A canvas keeps the key Tab from the page: hidden while nothing points at it, it never gets the focus by Tab.
 
 
 Values = Callable[[str], np.ndarray]

@@ -94,17 +94,7 @@ class Surface(w.Box):
             canvas.on_touch_end(lambda *_: leave())
         if key is not None:
             canvas.on_key_down(lambda name, *_: key(name))
-        canvas.on_client_ready(self._skip)
-        canvas.on_mouse_move(self._skip)
         self.children = (self.picture, canvas)
-
-    def _skip(self, *_: object) -> None:
-        """Take the canvas out of the order of Tab: it keeps every key, Tab too, from the page.
-
-        ipycanvas puts it there when it is shown, so this must be said after that, and be a change.
-        """
-        if self.canvas.tabbable is None:
-            self.canvas.tabbable = False
 
 
 def _first(act: Act) -> Callable[[list[tuple[float, float]]], Any]:

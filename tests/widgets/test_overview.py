@@ -243,12 +243,6 @@ class TestPoint:
             send(None, {"event": "key_down", "key": key, **keys}, [])
         assert (heat.x.value, heat.y.value, heat.zoom.value) == (6, 14, 2)
 
-    def test_a_canvas_is_no_trap_for_the_tab_key(self, heat: HeatmapExplorer) -> None:
-        """The browser's side of ipycanvas puts it in the order of Tab, and keeps the key."""
-        assert heat.surfaces[0].canvas.tabbable is None
-        heat.surfaces[0].canvas._handle_frontend_event(None, {"event": "client_ready"}, [])
-        assert heat.surfaces[0].canvas.tabbable is False
-
     def test_zoom(self, heat: HeatmapExplorer) -> None:
         heat.picker.select("hole/000")
         heat.to_peak.click()

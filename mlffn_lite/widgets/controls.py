@@ -29,7 +29,7 @@ _CSS = """<style>
   .mlffn-surface canvas {visibility: hidden}
   .mlffn-surface:hover canvas {visibility: visible}
 }
-</style>"""  # A canvas keeps the key Tab from the page: hidden while nothing points at it, it never gets the focus by Tab.
+</style>"""  # a canvas keeps the key Tab from the page: hidden while nothing points at it, it does not get the focus
 
 
 Values = Callable[[str], np.ndarray]
@@ -178,8 +178,8 @@ class ImagePicker(w.VBox):
                 self.image.options = options
             self.image.value = old if keep and old is not None else offered[0]
         self._listing = False
-        self.listed = tuple(i for i in offered if fits[i])
         self._choose()
+        self.listed = tuple(i for i in offered if fits[i])
 
     def _choose(self, _: Any = None) -> None:
         if not self._listing:

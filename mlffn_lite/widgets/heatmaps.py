@@ -107,6 +107,7 @@ class HeatmapExplorer(Explorer):
         acts: dict[str, Any] = {"move": self._hover, "press": self._press, "leave": self._read, "key": self._key}
         super().__init__(self.picker, *self._controls(), below=self._below(), **acts)
         self.picker.observe(self._picked, "chosen")
+        self.picker.observe(self._listed, "listed")
         self._watch(self.opacity, self.colours, self.threshold, self.truth, self.zoom)
         self.x.observe(self._pointed, "value")
         self.y.observe(self._pointed, "value")
@@ -289,7 +290,12 @@ class HeatmapExplorer(Explorer):
             self.histogram.show(encode(self._bars.draw(threshold), alt), alt)
         if self.picker.filter.value != "all":
             self.picker.refresh()
-        self.sheet.update(view.verdicts.scores, view.verdicts.outcomes(threshold))
+        self._listed()
+
+    def _listed(self, _: Any = None) -> None:
+        if not self._held:
+            verdicts = self._views[self._category].verdicts
+            self.sheet.update(verdicts.scores, verdicts.outcomes(self.threshold.value))
 
     def _to_peak(self, _: Any) -> None:
         category, index = self.picker.chosen

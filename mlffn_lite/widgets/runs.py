@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any
 
 import ipywidgets as w  # type: ignore[import-untyped]
 import numpy as np
@@ -79,6 +80,7 @@ class RunComparison(Explorer):
         controls = row(self.strictness, self.opacity, self.scale, self.truth)
         super().__init__(self.picker, controls, below=[self.overall, self.sheet])
         self._watch(self.picker, self.opacity, self.strictness, self.scale, self.truth)
+        self.picker.observe(self._listed, "listed")
         self.redraw()
 
     def differ(self) -> np.ndarray:
@@ -133,5 +135,8 @@ class RunComparison(Explorer):
         self.overall.value = f"Verdicts differ on {int(self.differ().sum())} images. {' '.join(said)}"
         if self.picker.filter.value != "all":
             self.picker.refresh()
+        self._listed()
+
+    def _listed(self, _: Any = None) -> None:
         view, threshold = self._each()[1]
         self.sheet.update(view.verdicts.scores, view.verdicts.outcomes(threshold))

@@ -118,6 +118,16 @@ class TestSheet:
         assert "hole/018 0.25" not in explorer.sheet.picture.tooltip
         assert "(chosen)" in explorer.sheet.picture.tooltip
 
+    def test_follows_the_order(self, heat: HeatmapExplorer) -> None:
+        heat.picker.order.value = "score, highest first"
+        assert heat.sheet.page == [2, 3, 0, 1, 4]
+        assert heat.sheet.picture.tooltip.index("hole/000") < heat.sheet.picture.tooltip.index("good/000")
+        assert heat.picker.name == "good/000"
+        parts = split()
+        runs = RunComparison({"one": prediction(parts), "two": prediction(parts)}, parts)
+        runs.picker.filter.value = "misses of a run"
+        assert runs.sheet.page == list(runs.picker.listed)
+
     def test_a_press_chooses(self) -> None:
         explorer = many()
         explorer.sheet.press(108 * 3 + 50, 128 + 50)

@@ -134,7 +134,10 @@ def demo(
 @app.command()
 def train(
     data: DataFolder,
-    folder: Annotated[Path, typer.Option("--out", parser=_folder, metavar="DIR", help="Run folder to write.")],
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", parser=_folder, metavar="DIR", help="Run folder to write; by default runs/DATA."),
+    ] = None,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "parts",
     config_file: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
     seed: Annotated[int | None, typer.Option(help="Random seed (train.seed).")] = None,
@@ -174,6 +177,8 @@ def train(
         },
     }
     config = config.replace(**{k: {n: v for n, v in some.items() if v is not None} for k, some in given.items()})
+    place = data.resolve()
+    folder = folder or Path("runs") / ((place.stem if place.is_file() else place.name) or "run")
     check_folder(folder, resume)
     if config.train.batch < devices:
         raise ConfigError(f"--devices {devices} must be at most train.batch = {config.train.batch}")

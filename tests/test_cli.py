@@ -356,6 +356,16 @@ def test_where_it_looks_is_said_and_kept(run: Run, parts: Path, tmp_path: Path) 
     assert "has 64x64" in pd.read_csv(tmp_path / "q/scores.csv")["error"][0]
 
 
+def test_a_run_lies_in_runs_where_nothing_is_said(
+    run: Run, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, _ = run("train", parts, *FAST, "--set", "method=density")
+    assert code == 0
+    assert f"Run: runs/{parts.name}" in out
+    assert "holds a run already" in error_of(run("train", parts, *FAST, "--set", "method=density"))
+
+
 def test_of_several_pages_the_first_is_read_and_that_is_said(run: Run, parts: Path, tmp_path: Path) -> None:
     good = Path(shutil.copytree(parts / "train/good", tmp_path / "good"))
     pages = [Image.open(p) for p in sorted(good.glob("*.png"))[:3]]
@@ -423,12 +433,12 @@ def test_debug_shows_the_traceback(run: Run, tmp_path: Path) -> None:
 
 def test_wrong_usage_is_one_line_that_names_the_help(run: Run, parts: Path) -> None:
     for arguments, found in (
-        (["train", parts], "missing option '--out'"),
+        (["predict", parts, parts], "missing option '--out'"),
         (["nonesuch"], "no such command 'nonesuch'"),
         (["data", "verify"], "missing argument 'DATA'"),
     ):
         assert error_of(run(*arguments)).startswith(f"mlffn: {found}")
-    assert error_of(run("train", parts)).endswith("train --help")
+    assert error_of(run("train")).endswith("train --help")
 
 
 def test_threads_are_those_asked_for(run: Run, trained: Path, parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:

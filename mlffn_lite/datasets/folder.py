@@ -449,7 +449,9 @@ def missing_good(layout: Layout) -> str | None:
     if (root / "train").exists() or (root / "test").exists():
         return f"{root} has no train/good; put the good images for training there"
     if rest := but_holds(root):
-        return f"{root} holds no image directly in it{rest}; give a folder of images"
+        named = "name the folders with --good and --bad, or read all as good with --recursive"
+        advice = named if "folders, whose" in rest else "give a folder of images"
+        return f"{root} holds no image directly in it{rest}; {advice}"
     return f"{root} is empty or holds no images; put good images into it, or into train/good below it"
 
 

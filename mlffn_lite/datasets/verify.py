@@ -86,7 +86,8 @@ class VerifyReport:
             listed = ", ".join(f"{key} ({count})" for key, count in counter.most_common(5))
             out.append(f"  {name}: {listed}" + (f", {len(counter) - 5} others" if len(counter) > 5 else ""))
         for kind, found in (("fault", self.faults), ("notice", self.notices[:limit])):
-            out += [f"{kind}: {_relative(f.path, self.root)}: {f.reason}" for f in found]
+            places = (self.root if f.path == self.root else _relative(f.path, self.root) for f in found)
+            out += [f"{kind}: {place}: {f.reason}" for place, f in zip(places, found, strict=True)]
         out += [f"... and {len(self.notices) - limit} more notices"] if len(self.notices) > limit else []
         return [*out, f"{len(self.faults)} faults, {len(self.notices)} notices"]
 

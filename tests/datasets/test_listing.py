@@ -72,7 +72,7 @@ def test_names_that_are_not_there_are_refused(shop: Path, good: str, bad: list[s
 
 
 def test_sub_folders_are_read_if_asked_for(shop: Path) -> None:
-    with pytest.raises(DataError, match="no image directly in it.*--good and --bad"):
+    with pytest.raises(DataError, match=r"no image directly in it.*--good and --bad"):
         AnomalyFolder(shop, size=32)
     assert len(find_layout(shop / "OK", recursive=True).train) == 11
     picture(shop / ".cache/9.png")

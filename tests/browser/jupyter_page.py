@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 SHOTS = "MLFFN_SCREENSHOTS"  # a folder for screenshots; without it none are made
-SECONDS = 120  # to wait for anything on a busy machine
+SECONDS = 300  # to wait for anything on a busy machine
 _SETTINGS = {
     "notebook-extension/tracker": {"windowingMode": "none"},  # every cell stays in the page
     "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},

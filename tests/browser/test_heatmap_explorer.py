@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from jupyter_page import Notebook
 
 pytest_plugins = ["jupyter_page"]
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 STEP = 100
 """Milliseconds that a step of a slider may take, in the median."""

@@ -168,6 +168,19 @@ def curve_figure(
     return figure
 
 
+@mpl.rc_context(STYLE)
+def image_curves(roc: Any, precision_recall: Any) -> Figure:
+    """Draw the ROC curve, and precision over recall, of images alone; arguments as those of :func:`curve_figure`."""
+    figure = new_figure(3.4)
+    left, right = figure.subplots(1, 2)
+    _curve(left, roc, 1.0, "image AUROC", COLOURS["blue"], "-")
+    left.plot([0, 1], [0, 1], color="#888888", lw=1, ls=":", label="chance")
+    left.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1), ylim=(0, 1.01))
+    left.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+    _steps(right, precision_recall)
+    return figure
+
+
 def _steps(ax: Axes, curve: Any) -> None:
     """Draw precision over recall, which between two thresholds is that of the lower one."""
     recall, precision = (_array(v).astype(np.float64) for v in curve[:2])

@@ -21,7 +21,7 @@ from .datasets.view import View
 from .decision import Share
 from .detector import AnomalyDetector, Prediction, fitted
 from .evaluation import write_measured
-from .figures import curve_figure, heatmap_panel, overlay, save_figure, training_curves
+from .figures import curve_figure, heatmap_panel, image_curves, overlay, save_figure, training_curves
 from .ownership import own
 from .page import Gallery, ReportFigure, Tile, write_report
 
@@ -31,7 +31,7 @@ TILES = 300
 """Pictures, at most; of more test images those with the highest and the lowest scores."""
 SIDE = 192
 """Their longest side in pixels."""
-_PANEL_ALT = "Rows of test images with the outline of the defect, the score map, and the map laid over the image."
+_PANEL_ALT = "Rows of test images, outlined where masks are known, the score map, and the map laid over the image."
 
 
 def write_run_report(
@@ -138,6 +138,15 @@ def _figures(
             f"pixel AUROC {result['pixel_auroc']:.3f}, average precision {result['average_precision']:.3f}, "
             f"PRO {result['pro']:.3f}.",
         )
+    elif "image_auroc" in result:
+        scores = prediction.scores
+        yield ReportFigure(
+            "Curves",
+            image_curves(metrics.roc_curve(scores, labels), metrics.precision_recall_curve(scores, labels)),
+            "ROC, and precision and recall, of images. There are none of pixels without masks of the defects.",
+            f"ROC and precision-recall curves: image AUROC {result['image_auroc']:.3f}, average precision "
+            f"{result['average_precision']:.3f}.",
+        )
 
 
 def _where(detector: AnomalyDetector, parts: Parts) -> ReportFigure | None:
@@ -190,7 +199,7 @@ def _panel(test: Split, prediction: Prediction, detector: AnomalyDetector, ranks
         prediction.maps[chosen],
         vmin=scale.low,
         vmax=scale.high,
-        masks=test.masks()[chosen],
+        masks=test.masks()[chosen] if any(test.mask_paths) or bool(test.masks().any()) else None,
         scores=prediction.scores[chosen].tolist(),
         titles=[test.defects[i].replace("_", " ") for i in chosen],
     )

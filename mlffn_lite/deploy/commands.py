@@ -81,8 +81,7 @@ def watch(
     watcher = Watcher(detector, source, folder, outputs=outputs, **about)
     say_left_out(source, recursive)
     with _signals(watcher.stop.set):
-        out.print(f"Watching {source}; verdicts go to {folder}; stop with Ctrl-C")
-        watcher.run()
+        watcher.run(lambda: out.print(f"Watching {source}; verdicts go to {folder}; stop with Ctrl-C"))
     counts = ", ".join(f"{n} {verdict}" for verdict, n in sorted(watcher.counts.items())) or "no image"
     out.print(f"Stopped: {counts}; the same command goes on")
 

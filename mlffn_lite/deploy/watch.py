@@ -92,8 +92,8 @@ class Watcher:
         self._bad: dict[Path, Mark] = {}
         self._waiting: dict[Path, tuple[Mark, float]] = {}
 
-    def run(self) -> None:
-        """Judge what is there and what comes, until :attr:`stop` is set.
+    def run(self, ready: Callable[[], None] = lambda: None) -> None:
+        """Judge what is there and what comes, until :attr:`stop` is set; ``ready`` is called once the output is ours.
 
         Raises
         ------
@@ -103,6 +103,7 @@ class Watcher:
         with extra("serve"):
             from watchfiles import watch
         with own(self.folder):
+            ready()
             self._run(watch)
 
     def _run(self, watch: Callable[..., Iterator[Any]]) -> None:

@@ -15,7 +15,7 @@ from series import write_notebook
 from mlffn_lite.errors import MlffnError
 
 NOTEBOOKS = sorted(path for path in FOLDER.glob("*.ipynb") if "02" <= path.name[:2] <= "15")
-LATER = {"12", "15"}  # none yet
+LATER = {"12"}  # none yet
 
 
 def cell(source: str, out: str = "") -> NotebookNode:

@@ -78,6 +78,9 @@ class HeatmapExplorer(Explorer):
         What lies above the threshold, see :func:`find_regions`.
     """
 
+    threshold: w.Widget
+    colours: w.Widget
+
     def __init__(
         self,
         source: Source | Mapping[str, Source],
@@ -92,12 +95,11 @@ class HeatmapExplorer(Explorer):
         given = calibration if isinstance(calibration, Mapping) else dict.fromkeys(sources, calibration)
         self._views = {name: View(s, splits[name], given.get(name)) for name, s in sources.items()}
         self._category = ""
-        threshold = slider("Threshold", (0, 1, 0.01), 0.5, "Pixels and images that score higher are anomalous")
-        self.threshold = threshold
+        self._scales: dict[str, tuple[w.Widget, w.Widget]] = {}
         filters = {
-            "misses": lambda c: self._views[c].verdicts.misses(threshold.value),
-            "false alarms": lambda c: self._views[c].verdicts.false_alarms(threshold.value),
-            "found beside the defect": lambda c: self._views[c].verdicts.beside(threshold.value),
+            "misses": lambda c: self._views[c].verdicts.misses(self.threshold.value),
+            "false alarms": lambda c: self._views[c].verdicts.false_alarms(self.threshold.value),
+            "found beside the defect": lambda c: self._views[c].verdicts.beside(self.threshold.value),
         }
         orders = {
             "score, highest first": lambda c: self._views[c].verdicts.scores,
@@ -108,13 +110,13 @@ class HeatmapExplorer(Explorer):
         super().__init__(self.picker, *self._controls(), below=self._below(), **acts)
         self.picker.observe(self._picked, "chosen")
         self.picker.observe(self._listed, "listed")
-        self._watch(self.opacity, self.colours, self.threshold, self.truth, self.zoom)
+        self._watch(self.opacity, self.truth, self.zoom)
         self.x.observe(self._pointed, "value")
         self.y.observe(self._pointed, "value")
         self._reset()
 
     def _controls(self) -> list[w.Widget]:
-        self.colours = slider("Colours", (0, 1, 0.01), (0.0, 1.0), "Scores at the cold and the hot end of the colours")
+        self._sliders = row()
         self.opacity = slider("Opacity", (0, 1, 0.05), 0.6, OPACITY)
         self.truth = w.Checkbox(True, description="True mask", indent=False, tooltip="Outline the true defect")
         self.truth.layout.width = "8em"
@@ -126,7 +128,7 @@ class HeatmapExplorer(Explorer):
         for control in (self.zoom, self.x, self.y):
             control.style.description_width, control.layout.width = "3.5em", "16em"
         return [
-            row(self.threshold, self.colours),
+            self._sliders,
             row(self.opacity, self.truth, self.reset),
             row(self.zoom, self.x, self.y, self.to_peak),
         ]
@@ -176,6 +178,7 @@ class HeatmapExplorer(Explorer):
         scale = shown.calibration if shown.detector else None
         self._views[name] = View(detector, found.split, scale, labelled=found.labelled)
         self._thumbnail.cache_clear()
+        self._scales.pop(name, None)
         self._category = ""
         self.picker.add(name, found.split)
         self._reset()
@@ -222,16 +225,33 @@ class HeatmapExplorer(Explorer):
     def _reset(self, _: Any = None) -> None:
         self._category = self.picker.chosen[0]
         view = self._views[self._category]
+        if self._category not in self._scales:
+            self._scales[self._category] = self._scaled(view)
+        self.threshold, self.colours = self._scales[self._category]
+        scale, maps = view.calibration, view.prediction.maps
+        with self.together():
+            self.threshold.value, self.colours.value = scale.threshold, (scale.low, scale.high)
+            self._sliders.children = [self.threshold, self.colours]
+            for control, size in ((self.x, maps.shape[2]), (self.y, maps.shape[1])):
+                move(control, 0, size - 1, 1, size // 2)
+            self._bars = Histogram(view.verdicts, self.threshold.min, self.threshold.max)
+
+    def _scaled(self, view: View) -> tuple[w.Widget, w.Widget]:
+        """Return sliders for a category's threshold and colours.
+
+        Every category has its own: a browser echoes the values that it is sent, and an echo that is late would be
+        pressed into the range of the category that was chosen meanwhile.
+        """
+        threshold = slider("Threshold", (0, 1, 0.01), 0.5, "Pixels and images that score higher are anomalous")
+        colours = slider("Colours", (0, 1, 0.01), (0.0, 1.0), "Scores at the cold and the hot end of the colours")
         scale, maps, scores = view.calibration, view.prediction.maps, view.verdicts.scores
         low, high = min(float(maps.min()), scale.low, scale.threshold), max(float(maps.max()), scale.high)
         step = (scale.high - scale.low) / 100
         top = max(scale.threshold, float(np.quantile(scores, 0.75)), scores[~view.verdicts.truth].max(initial=-np.inf))
-        with self.together():
-            move(self.threshold, min(float(scores.min()), scale.threshold) - step, top + step, step, scale.threshold)
-            move(self.colours, low, high, 2 * step, (scale.low, scale.high))
-            for control, size in ((self.x, maps.shape[2]), (self.y, maps.shape[1])):
-                move(control, 0, size - 1, 1, size // 2)
-            self._bars = Histogram(view.verdicts, self.threshold.min, self.threshold.max)
+        move(threshold, min(float(scores.min()), scale.threshold) - step, top + step, step, scale.threshold)
+        move(colours, low, high, 2 * step, (scale.low, scale.high))
+        self._watch(threshold, colours)
+        return threshold, colours
 
     def _window(self, shape: tuple[int, int]) -> tuple[int, int, int, int] | None:
         """Return left, top, width and height of what the picture shows; None for all."""

@@ -341,14 +341,14 @@ def field(text: str, value: str, tooltip: str) -> w.Text:
     return w.Text(value, description=text, tooltip=tooltip, style=_STYLE, layout={"width": "24em"})
 
 
-def slider(text: str, limits: tuple[float, float, float], value: Any, tooltip: str) -> w.Widget:
+def slider(text: str, ends: tuple[float, float, float], value: Any, tooltip: str) -> w.Widget:
     """Return a slider for a number, or for a pair of numbers, with (least, most, step).
 
     The value must be whole steps above the least: the browser rounds it to them, and sends back what it made of it.
     """
     whole = isinstance(value, int) or (isinstance(value, tuple) and all(isinstance(v, int) for v in value))
     kinds = (w.IntSlider, w.IntRangeSlider) if whole else (w.FloatSlider, w.FloatRangeSlider)
-    options: dict[str, Any] = dict(zip(("min", "max", "step"), limits, strict=True))
+    options: dict[str, Any] = dict(zip(("min", "max", "step"), ends, strict=True))
     options |= {"description": text, "tooltip": tooltip, "style": _STYLE, "layout": {"width": "21.5em"}}
     options |= {} if whole else {"readout_format": ".3g"}
     if not isinstance(value, tuple):
@@ -359,14 +359,19 @@ def slider(text: str, limits: tuple[float, float, float], value: Any, tooltip: s
     return made
 
 
+def limits(low: float, high: float, step: float, value: Any) -> tuple[float, float, float]:
+    """Return least, most and step of a slider from about ``low`` to ``high``, in whole steps from its value."""
+    first, last = value if isinstance(value, tuple) else (value, value)
+    least = first - math.ceil(max(first - low, 0) / step) * step
+    return least, last + math.ceil(max(high - last, 0) / step) * step, step
+
+
 def move(control: w.Widget, low: float, high: float, step: float, value: Any) -> None:
     """Set the value of a slider of floats, and a range from about ``low`` to ``high`` in whole steps from the value.
 
     All of it goes to the browser in one message: of several, the first would make it push the old value into the new
     range, and send that back as if a hand had moved the slider.
     """
-    first, last = value if isinstance(value, tuple) else (value, value)
     with control.hold_sync(), control.hold_trait_notifications():
-        control.min = first - math.ceil(max(first - low, 0) / step) * step
-        control.max = last + math.ceil(max(high - last, 0) / step) * step
-        control.step, control.value = step, value
+        control.min, control.max, control.step = limits(low, high, step, value)
+        control.value = value

@@ -14,7 +14,7 @@ from ..datasets.folder import Split, few
 from ..decision import find_regions
 from ..detector import Calibration
 from ..errors import MlffnError, first_line
-from .controls import Explorer, ImagePicker, button, field, move, row, slider, table
+from .controls import Explorer, ImagePicker, button, field, limits, move, row, slider, table
 from .overview import THUMB, ContactSheet, Histogram
 from .own import read_own
 from .panels import Panel, encode, number
@@ -242,14 +242,14 @@ class HeatmapExplorer(Explorer):
         Every category has its own: a browser echoes the values that it is sent, and an echo that is late would be
         pressed into the range of the category that was chosen meanwhile.
         """
-        threshold = slider("Threshold", (0, 1, 0.01), 0.5, "Pixels and images that score higher are anomalous")
-        colours = slider("Colours", (0, 1, 0.01), (0.0, 1.0), "Scores at the cold and the hot end of the colours")
         scale, maps, scores = view.calibration, view.prediction.maps, view.verdicts.scores
         low, high = min(float(maps.min()), scale.low, scale.threshold), max(float(maps.max()), scale.high)
         step = (scale.high - scale.low) / 100
         top = max(scale.threshold, float(np.quantile(scores, 0.75)), scores[~view.verdicts.truth].max(initial=-np.inf))
-        move(threshold, min(float(scores.min()), scale.threshold) - step, top + step, step, scale.threshold)
-        move(colours, low, high, 2 * step, (scale.low, scale.high))
+        ends = limits(min(float(scores.min()), scale.threshold) - step, top + step, step, scale.threshold)
+        threshold = slider("Threshold", ends, scale.threshold, "Pixels and images that score higher are anomalous")
+        ends, shown = limits(low, high, 2 * step, (scale.low, scale.high)), (scale.low, scale.high)
+        colours = slider("Colours", ends, shown, "Scores at the cold and the hot end of the colours")
         self._watch(threshold, colours)
         return threshold, colours
 

@@ -104,15 +104,24 @@ def test_every_control_is_reached_by_tab_and_left_again(notebook: Notebook, box:
     assert left
 
 
+def hover(notebook: Notebook, x: float, y: float) -> None:
+    """Move as a hand does: the canvas shows once something points at the picture, and follows what comes after."""
+    notebook.page.mouse.move(x - 3, y, steps=3)
+    notebook.page.wait_for_timeout(500)
+    notebook.page.mouse.move(x, y, steps=3)
+
+
 def test_the_score_under_the_pointer(notebook: Notebook, box: Box) -> None:
     readout, mouse = box.said(r"^x = \d+, y = \d+: score"), notebook.page.mouse
-    mouse.move(*box.at(0.5, 0.3, panel=1))
+    hover(notebook, *box.at(0.5, 0.3, panel=1))
     expect(readout).to_contain_text(re.compile(r"^x = 6\d, y = 3\d"))
-    mouse.move(*box.at(0.5, 0.8, panel=1))
+    hover(notebook, *box.at(0.5, 0.8, panel=1))
     expect(readout).to_contain_text(re.compile(r"^x = 6\d, y = (9|10)\d"))
+    hover(notebook, *box.at(0.2, 0.3))
     mouse.click(*box.at(0.2, 0.3))
-    mouse.move(*box.at(0.5, -0.3))
+    hover(notebook, *box.at(0.5, -0.3))
     expect(readout).to_contain_text(re.compile(r"^x = 2\d, y = 3\d"))
+    hover(notebook, *box.at(0.2, 0.3))
     mouse.click(*box.at(0.2, 0.3))  # the picture has the focus
     notebook.page.keyboard.press("+")
     expect(box.root.locator(".widget-hslider", has=box.named("Zoom")).locator(".widget-readout")).to_have_text("2")
@@ -132,7 +141,9 @@ def test_lists_and_thumbnails(notebook: Notebook, box: Box) -> None:
     before = box.label.inner_text()
     place = box.sheet.bounding_box()
     assert place
-    notebook.page.mouse.click(place["x"] + 0.45 * place["width"], place["y"] + 0.25 * place["height"])
+    thumbnail = place["x"] + 0.45 * place["width"], place["y"] + 0.25 * place["height"]
+    hover(notebook, *thumbnail)
+    notebook.page.mouse.click(*thumbnail)
     expect(box.label).not_to_have_text(before)
     notebook.shoot("explorer_thumbnails")
     box.choice("Order").select_option(label="name")
@@ -143,9 +154,9 @@ def test_a_brush_paints(notebook: Notebook) -> None:
     box.press(box.choice("Kind"), "b")  # to "blemish"
     box.press(box.choice("Kind"), "b")  # and to "brush"
     expect(box.label).to_contain_text("brush on good/000, 0.0% of the pixels")
-    mouse.move(*box.at(0.3, 0.5, panel=1))
+    hover(notebook, *box.at(0.3, 0.5, panel=1))
     mouse.down()
-    mouse.move(*box.at(0.7, 0.6, panel=1), steps=5)
+    hover(notebook, *box.at(0.7, 0.6, panel=1))
     mouse.up()
     expect(box.label).to_contain_text(re.compile(r"brush on good/000, [1-9][\d.]*% of the pixels"))
     notebook.shoot("painter_brush")

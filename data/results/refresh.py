@@ -17,7 +17,15 @@ from mlffn_lite.studies.store import Store
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-STUDIES = ("compare_real", "compare_miniparts", "methods_miniparts", "methods_real", "miniparts", "miniparts_smaller", "real")
+STUDIES = (
+    "compare_real",
+    "compare_miniparts",
+    "methods_miniparts",
+    "methods_real",
+    "miniparts",
+    "miniparts_smaller",
+    "real",
+)
 SUSPECTS = ("suspects_miniparts", "suspects_kinds", "suspects_trained")
 """Experiments about Table 4, of which only what they explain is drawn."""
 

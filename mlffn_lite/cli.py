@@ -18,10 +18,11 @@ from typer.core import TyperGroup
 
 from . import __version__, registry
 from .config import PRESETS, Config
-from .deploy.commands import Device, Engine, Recursive, RunOrFile, Threads, export, say_left_out, serve, watch
+from .deploy.commands import Engine, RunOrFile, export, say_left_out, serve, watch
 from .errors import CheckpointError, ConfigError, DataError, MlffnError, UnreadableError, extra, first_line
 from .escaped import printable
 from .labels import METRIC_LABELS
+from .options import Bad, Device, Good, Recursive, Threads
 from .ownership import own
 from .studies.commands import report, study_app
 
@@ -75,11 +76,6 @@ def _version(asked: bool) -> None:
 DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="MVTec-layout folder, or a folder of good images.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mlffn train` wrote.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without files that cannot be read.")]
-Good = Annotated[str | None, typer.Option(metavar="FOLDER", help="Folder of good images in DATA (data.good).")]
-Bad = Annotated[
-    list[str] | None,
-    typer.Option(metavar="FOLDER", help="Folder of defective ones in DATA; may be repeated (data.bad)."),
-]
 
 
 @app.callback()
@@ -177,8 +173,7 @@ def train(
         },
     }
     config = config.replace(**{k: {n: v for n, v in some.items() if v is not None} for k, some in given.items()})
-    place = data.resolve()
-    folder = folder or Path("runs") / ((place.stem if place.is_file() else place.name) or "run")
+    folder = folder or _run_folder(data)
     check_folder(folder, resume)
     if config.train.batch < devices:
         raise ConfigError(f"--devices {devices} must be at most train.batch = {config.train.batch}")
@@ -322,12 +317,14 @@ def predict(
     places = [path for path in images if path.is_dir()]
     if recursive and any(place.resolve() in folder.resolve().parents for place in places):
         raise DataError(f"--out {folder} lies in a folder of images to judge; write elsewhere")
-    paths = collect_images(images, recursive) if recursive else images
-    for place in dict.fromkeys([*places, *(p.parent for p in paths if recursive)]):
+    found = collect_images(images, recursive)
+    for place in dict.fromkeys([*places, *(p.parent for p in found if recursive)]):
         say_left_out(place, recursive)
-    for line in page_notices(collect_images(images, recursive)):
+    for line in page_notices(found):
         print(f"mlffn: {printable(line)}", file=sys.stderr)
-    table = write_predictions(detector, paths, folder, outputs=outputs, resume=resume, coco=form == "coco")
+    table = write_predictions(
+        detector, found if recursive else images, folder, outputs=outputs, resume=resume, coco=form == "coco"
+    )
     count = int((table["verdict"] == NOK).sum())
     out.print(f"{len(table)} images, {count} NOK; scores.csv and regions.csv are in {folder}")
     out.print(f"Decision: {fitted(detector).describe()}")
@@ -390,6 +387,12 @@ def data_download(
     from .datasets.catalog import download
 
     out.print(f"{name} is in {download(name, root, category=category)}")
+
+
+def _run_folder(data: Path) -> Path:
+    """Return where a run on these data goes if nothing is said."""
+    place = data.resolve()
+    return Path("runs") / ((place.stem if place.is_file() else place.name) or "run")
 
 
 def _command() -> str:

@@ -70,7 +70,7 @@ def overlay(image: Any, score_map: Any, vmin: float, vmax: float, alpha: float =
         raise ValueError(f"need image (3, H, W) uint8 and map (H, W), got {image.shape} {image.dtype}, {heat.shape}")
     if np.isnan(heat).any():
         raise ValueError("the score map holds NaN, which has no colour")
-    _scale(vmin, vmax)
+    _check_scale(vmin, vmax)
     heat = np.clip((heat - vmin) / (vmax - vmin), 0, 1).astype(np.float32)
     weight = alpha * heat * heat * (3 - 2 * heat)  # smoothstep: faint scores hardly show
     level = np.minimum(heat * 256, 255).astype(np.uint8)
@@ -156,15 +156,11 @@ def curve_figure(
     left, *middle, right = figure.subplots(1, 2 if precision_recall is None else 3)
     for ax in middle:
         _steps(ax, precision_recall)
-    _curve(left, image_roc, 1.0, "image AUROC", COLOURS["blue"], "-")
-    _curve(left, pixel_roc, 1.0, "pixel AUROC", COLOURS["orange"], "--")
-    left.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1), ylim=(0, 1.01))
+    _roc(left, image_roc, pixel_roc)
     _curve(right, region, limit, "PRO", COLOURS["green"], "-")
     right.set(title=f"PRO, up to a false positive rate of {limit:g}", xlabel="false positive rate of pixels")
     right.set(ylabel="mean share of a region found", xlim=(-0.01 * limit, limit), ylim=(0, 1.01))
-    for ax, end in ((left, 1.0), (right, limit)):
-        ax.plot([0, end], [0, end], color="#888888", lw=1, ls=":", label="chance")
-        ax.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+    _chance(right, limit)
     return figure
 
 
@@ -173,12 +169,24 @@ def image_curves(roc: Any, precision_recall: Any) -> Figure:
     """Draw the ROC curve, and precision over recall, of images alone; arguments as those of :func:`curve_figure`."""
     figure = new_figure(3.4)
     left, right = figure.subplots(1, 2)
-    _curve(left, roc, 1.0, "image AUROC", COLOURS["blue"], "-")
-    left.plot([0, 1], [0, 1], color="#888888", lw=1, ls=":", label="chance")
-    left.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1), ylim=(0, 1.01))
-    left.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
+    _roc(left, roc)
     _steps(right, precision_recall)
     return figure
+
+
+def _roc(ax: Axes, images: Any, pixels: Any = None) -> None:
+    """Draw the ROC curves of images, and of pixels if there is one."""
+    _curve(ax, images, 1.0, "image AUROC", COLOURS["blue"], "-")
+    if pixels is not None:
+        _curve(ax, pixels, 1.0, "pixel AUROC", COLOURS["orange"], "--")
+    ax.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate", xlim=(-0.01, 1), ylim=(0, 1.01))
+    _chance(ax, 1.0)
+
+
+def _chance(ax: Axes, end: float) -> None:
+    """Draw what chance would give up to a rate, and the legend."""
+    ax.plot([0, end], [0, end], color="#888888", lw=1, ls=":", label="chance")
+    ax.legend(loc="lower right", frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def _steps(ax: Axes, curve: Any) -> None:
@@ -268,9 +276,13 @@ def _array(x: Any) -> np.ndarray:
     return np.asarray(x.detach().cpu() if hasattr(x, "detach") else x)
 
 
-def _scale(vmin: float, vmax: float) -> Normalize:
+def _check_scale(vmin: float, vmax: float) -> None:
     if not vmin < vmax:
         raise ValueError(f"the colour scale must rise, got vmin {vmin} and vmax {vmax}")
+
+
+def _scale(vmin: float, vmax: float) -> Normalize:
+    _check_scale(vmin, vmax)
     return Normalize(vmin, vmax, clip=True)
 
 

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from ..errors import ConfigError
 from ..escaped import printable
+from ..options import Device, Recursive, Threads
 
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
@@ -21,9 +22,6 @@ Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mlffn
 RunOrFile = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a file that `mlffn export` wrote.")]
 Engine = Annotated[str, typer.Option(metavar="torch|onnx|openvino", help="What computes; export the others first.")]
 Out = Annotated[Path, typer.Option("--out", metavar="DIR", help="Where to write scores.csv, regions.csv and heatmaps.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; by default CUDA if there is one.")]
-Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; by default one per core.")]
-Recursive = Annotated[bool, typer.Option("--recursive", help="Read images in sub-folders too.")]
 
 
 def export(

@@ -18,6 +18,7 @@ from rich.table import Table
 from ..config import PRESETS, Config
 from ..errors import ConfigError
 from ..escaped import printable
+from ..options import Bad, Good, Recursive
 
 if TYPE_CHECKING:  # torch takes seconds to import; `mlffn --help` shall not
     from .grid import Grid
@@ -43,11 +44,9 @@ class Options:
     settings: Annotated[list[str] | None, typer.Option("--set", help="Change a value: data.size=128.")] = None
     crop: Annotated[str | None, typer.Option(metavar="L,T,W,H|auto", help="What to look at (data.crop).")] = None
     ignore: Annotated[str | None, typer.Option(metavar="MASK", help="White: counts for nothing (data.ignore).")] = None
-    good: Annotated[str | None, typer.Option(metavar="FOLDER", help="Of good images in DATA (data.good).")] = None
-    bad: Annotated[
-        list[str] | None, typer.Option(metavar="FOLDER", help="Of defective ones; may be repeated (data.bad).")
-    ] = None
-    recursive: Annotated[bool, typer.Option("--recursive", help="Read images in sub-folders too.")] = False
+    good: Good = None
+    bad: Bad = None
+    recursive: Recursive = False
     backend: Annotated[str, typer.Option(help="local, processes or ray.")] = "processes"
     workers: Annotated[int | None, typer.Option(help="Cells at a time; by default one per core.")] = None
     threads: Annotated[int, typer.Option(help="Threads per cell; another number rounds differently.")] = 1

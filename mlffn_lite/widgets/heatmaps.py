@@ -179,9 +179,9 @@ class HeatmapExplorer(Explorer):
         self._views[name] = View(detector, found.split, scale, labelled=found.labelled)
         self._thumbnail.cache_clear()
         self._scales.pop(name, None)
-        self._category = ""
-        self.picker.add(name, found.split)
-        self._reset()
+        with self.together():  # the picker's new category and its scale, drawn once
+            self.picker.add(name, found.split)
+            self._reset()
         skipped = f"; left out {len(found.faults)}: {few(found.faults, 1)}" if found.faults else ""
         self.status.value = f"{len(found.split)} images opened{skipped}"
 

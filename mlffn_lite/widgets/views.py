@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from .. import escaped
 from ..datasets.folder import Split
 from ..decision import share
 from ..detector import AnomalyDetector, Calibration, Prediction, fitted
+from ..heatmaps import NOK, OK
 from ..storage import write_atomic
 from .panels import Scene, number, word
 
@@ -164,8 +164,8 @@ class Verdicts:
         for i, outcome in enumerate(self.outcomes(threshold)):
             score, (y, x) = float(self.scores[i]), divmod(int(peaks[i]), width)
             entry = self._split.entries[i]
-            defect, verdict = entry.defect if self.labelled else "", "NOK" if score > threshold else "OK"
-            rows.append((category, str(entry.path), defect, verdict, score, threshold, outcome, x, y))
+            defect, verdict = entry.defect if self.labelled else "", NOK if score > threshold else OK
+            rows.append((category, escaped.name(entry.path), defect, verdict, score, threshold, outcome, x, y))
         return rows
 
 
@@ -182,11 +182,7 @@ def write_verdicts(path: str | Path, rows: Sequence[Sequence[object]]) -> Path:
 
     Texts that a spreadsheet would take for a formula begin with an apostrophe, see :mod:`~mlffn_lite.escaped`.
     """
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([*map(escaped.cell, row)] for row in rows)
-    write_atomic(Path(path), stream.getvalue())
+    write_atomic(Path(path), escaped.cells(pd.DataFrame(rows, columns=list(COLUMNS))).to_csv(index=False))
     return Path(path)
 
 

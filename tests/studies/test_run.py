@@ -223,7 +223,10 @@ def test_killed_half_way_and_resumed_equals_undisturbed(
     assert first.process.returncode == -signal.SIGKILL
     for worker in first.family():  # they notice, and do not linger
         worker.wait(120)
-    assert store.under_way() == []
+    until = time.monotonic() + 60  # a process that is dead to its parent may still be putting its memory away
+    while store.under_way():
+        assert time.monotonic() < until
+        time.sleep(0.05)
     assert store.failures() == {}
     assert results(store).items() <= results(undisturbed).items()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import compress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,14 +56,59 @@ class Rule:
     min_area: int = 0
     min_peak: float = -math.inf
 
+    @property
+    def demands(self) -> str:
+        """What a region above the threshold must have to count, in words; empty where each counts."""
+        least = [f"at least {self.min_area} px"] * bool(self.min_area)
+        least += [f"a peak of at least {self.min_peak:.4g}"] * math.isfinite(self.min_peak)
+        return " and ".join(least)
+
     def regions(self, score_map: Any) -> list[Region]:
         """Return the regions of a map (H, W) that count, the highest peak first; the image is anomalous if any does."""
         return [r for r in find_regions(score_map, self.threshold)[1] if self._counts(r)]
 
+    def find(self, score_map: Any) -> tuple[np.ndarray, list[Region]]:
+        """Return labels and regions as :func:`find_regions` does, of the regions that count."""
+        labels, regions = find_regions(score_map, self.threshold)
+        counts = [self._counts(r) for r in regions]
+        numbers = np.array([0, *(np.cumsum(counts, dtype=int) * counts)])
+        return numbers[labels], list(compress(regions, counts))
+
     def mask(self, score_map: Any) -> np.ndarray:
         """Return the pixels of the regions of a map (H, W) that count, (H, W) bool."""
-        labels, regions = find_regions(score_map, self.threshold)
-        return np.isin(labels, [i for i, r in enumerate(regions, 1) if self._counts(r)])
+        return self.find(score_map)[0] > 0
+
+    def limit(self, score_map: Any, on: np.ndarray | None = None) -> float:
+        """Return the score below which every threshold, with these demands, makes an image anomalous, and none else.
+
+        As a threshold falls, regions grow and join, so there is one such score; without demands it is the map's
+        maximum. This rule's own threshold does not enter.
+
+        Parameters
+        ----------
+        score_map : array
+            (H, W), finite.
+        on : ndarray, optional
+            (H, W) bool: only regions that touch it are looked at.
+
+        Returns
+        -------
+        float
+            −∞ where no threshold does.
+        """
+        heat = np.asarray(score_map, dtype=np.float64)
+        where = np.ones(heat.shape, bool) if on is None else on
+        if not where.any() or heat.max() < self.min_peak or heat.size < self.min_area:
+            return -math.inf
+        if self.min_area < 2 and (on is None or self.min_peak == -math.inf):
+            return float(heat[where].max())
+        levels = np.unique(heat)[::-1]
+
+        def found(i: int) -> bool:
+            labels, _ = replace(self, threshold=np.nextafter(levels[i], -np.inf)).find(heat)
+            return bool(labels[where].any())
+
+        return float(levels[bisect.bisect_left(range(len(levels)), True, key=found)])
 
     def _counts(self, region: Region) -> bool:
         return region.area >= self.min_area and region.peak >= self.min_peak

@@ -174,9 +174,7 @@ class Calibration:
 
     def describe(self) -> str:
         """Return threshold, rule and promise in words."""
-        extra = [f"at least {self.min_area} px"] * bool(self.min_area)
-        extra += [] if self.min_peak is None else [f"a peak of at least {self.min_peak:.4g}"]
-        rule = f"threshold {self.threshold:.4g}" + f" ({' and '.join(extra)})" * bool(extra)
+        rule = f"threshold {self.threshold:.4g}" + f" ({self.rule.demands})" * bool(self.rule.demands)
         rule += f", not to be trusted ({self.doubt})" * bool(self.doubt)
         if math.isnan(self.promise):
             return (

@@ -85,6 +85,47 @@ class TestRule:
         assert set(strict.regions(heat)) <= set(loose.regions(heat))
         assert bool(loose.regions(heat)) == (heat.max() > threshold)
 
+    def test_regions_that_count_are_numbered_anew(self) -> None:
+        rule = Rule(1.0, min_area=3)
+        labels, regions = rule.find(self.heat)
+        assert regions == rule.regions(self.heat)
+        assert (labels == [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 0, 0]]).all()
+        assert (rule.mask(self.heat) == (labels > 0)).all()
+        assert Rule(99.0).find(self.heat)[0].shape == self.heat.shape
+
+    def test_limits_by_hand(self) -> None:
+        assert Rule(0.0).limit(self.heat) == 9
+        assert Rule(0.0, min_area=2).limit(self.heat) == 3
+        assert Rule(0.0, min_area=3).limit(self.heat) == 2
+        assert Rule(0.0, min_area=4).limit(self.heat) == 0  # all of the image
+        assert Rule(0.0, min_area=17).limit(self.heat) == Rule(0.0, min_peak=9.5).limit(self.heat) == -math.inf
+        corner = np.zeros((4, 4), bool)
+        assert Rule(0.0).limit(self.heat, corner) == -math.inf
+        corner[0, 0] = True
+        assert Rule(0.0).limit(self.heat, corner) == 5
+        assert Rule(0.0, min_peak=9.0).limit(self.heat, corner) == 0
+
+    @given(
+        hnp.arrays(np.float32, (6, 7), elements=st.floats(-2, 2, width=16)),
+        st.floats(-3, 3),
+        st.integers(0, 9),
+        st.floats(-2, 2) | st.just(-math.inf),
+        hnp.arrays(bool, (6, 7)),
+    )
+    def test_below_its_limit_and_nowhere_else_an_image_is_anomalous(
+        self, heat: np.ndarray, threshold: float, area: int, peak: float, on: np.ndarray
+    ) -> None:
+        rule = Rule(threshold, area, peak)
+        for level in (threshold, rule.limit(heat)):
+            if math.isfinite(level):
+                assert bool(Rule(level, area, peak).regions(heat)) == (rule.limit(heat) > level)
+                assert Rule(level, area, peak).mask(heat)[on].any() == (rule.limit(heat, on) > level)
+
+    def test_demands_in_words(self) -> None:
+        assert Rule(1.0).demands == ""
+        assert Rule(1.0, 4).demands == "at least 4 px"
+        assert Rule(1.0, 4, 2.5).demands == "at least 4 px and a peak of at least 2.5"
+
 
 class TestPromise:
     def test_by_hand(self) -> None:

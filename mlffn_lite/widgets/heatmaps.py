@@ -11,7 +11,6 @@ import ipywidgets as w  # type: ignore[import-untyped]
 import numpy as np
 
 from ..datasets.folder import Split, few
-from ..decision import find_regions
 from ..detector import Calibration
 from ..errors import MlffnError, first_line
 from .controls import Explorer, ImagePicker, button, field, limits, move, row, slider, table
@@ -48,8 +47,9 @@ class HeatmapExplorer(Explorer):
     colours : FloatRangeSlider
         Scores at the cold and the hot end of the colours.
     threshold : FloatSlider
-        Pixels with a greater score are outlined; an image with a greater score is anomalous. It spans the image
-        scores without their upper tail, so that a step matters.
+        Pixels with a greater score form regions; an image with a region that counts is anomalous: with any, unless the
+        calibration asks for its area or peak. It spans the image scores without their upper tail, so that a step
+        matters.
     truth : Checkbox
         Whether the true mask is outlined.
     reset : Button
@@ -75,7 +75,7 @@ class HeatmapExplorer(Explorer):
     anomalous : bool
         The verdict.
     regions, labels : list of Region, ndarray
-        What lies above the threshold, see :func:`find_regions`.
+        What lies above the threshold and counts, see :meth:`~mlffn_lite.decision.Rule.find`.
     """
 
     threshold: w.Widget
@@ -275,8 +275,8 @@ class HeatmapExplorer(Explorer):
         low, high = self.colours.value
         high = max(high, low + self.colours.step)  # the colours must rise
         self._scene = scene = view.scene(index, self._window(view.split.shape))
-        self.anomalous = view.score(index) > threshold
-        self.labels, self.regions = find_regions(view.heat(index), threshold)
+        self.labels, self.regions = view.rule(threshold).find(view.heat(index))
+        self.anomalous = bool(self.regions)
         name = " ".join(filter(None, (category, self.picker.name)))
         seen = [(i, r) for i, r in enumerate(self.regions[:_LISTED], 1)]
         marks = [(*scene.place(r.x, r.y), str(i)) for i, r in seen if scene.shows(r.x, r.y)]
@@ -288,6 +288,8 @@ class HeatmapExplorer(Explorer):
             for i, r in seen
         ]
         count = f"{len(self.regions)} region{'s' * (len(self.regions) != 1)} above the threshold"
+        demands = view.calibration.rule.demands
+        count += f" with {demands}" * bool(demands)
         shown = f", the {_LISTED} with the highest peaks" if len(self.regions) > _LISTED else ""
         self._publish(
             f"{name}: {says}",

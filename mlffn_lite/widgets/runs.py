@@ -10,7 +10,6 @@ import ipywidgets as w  # type: ignore[import-untyped]
 import numpy as np
 
 from ..datasets.folder import Split
-from ..decision import find_regions
 from ..detector import Calibration
 from .controls import Explorer, ImagePicker, dropdown, row, slider, table
 from .heatmaps import OPACITY
@@ -111,8 +110,9 @@ class RunComparison(Explorer):
         for name, view in self._views.items():
             (low, high), scene, score = self.scales[name], view.scene(index), view.score(index)
             threshold = self._threshold(view)
-            labels, self.regions[name] = find_regions(view.heat(index), threshold)
-            self.scores[name], self.thresholds[name], self.verdicts[name] = score, threshold, score > threshold
+            labels, self.regions[name] = view.rule(threshold).find(view.heat(index))
+            called = bool(self.regions[name])
+            self.scores[name], self.thresholds[name], self.verdicts[name] = score, threshold, called
             found = labels > 0
             over = scene.overlaid(low, high, self.opacity.value, found)
             panels.append(
@@ -120,8 +120,8 @@ class RunComparison(Explorer):
             )
             share = f"{(found & scene.mask).sum() / scene.mask.sum():.0%}" if scene.mask.any() else "–"
             false = int((found & ~scene.mask).sum()) if view.known(index) else "unknown"
-            rows.append((name, number(score), number(threshold), word(score > threshold), share, false))
-            says.append(f"{name}: {number(score)}, {word(score > threshold)}.")
+            rows.append((name, number(score), number(threshold), word(called), share, false))
+            says.append(f"{name}: {number(score)}, {word(called)}.")
         truth = f"{self.picker.name}, in truth {word(view.split.defects[index] != 'good')}"
         columns = ("run", "image score", "threshold", "verdict", "true mask found", "px above it elsewhere")
         text = f"{truth}. {' '.join(says)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from .. import escaped
 from ..datasets.folder import Split
-from ..decision import share
+from ..decision import Rule, share
 from ..detector import AnomalyDetector, Calibration, Prediction, fitted
 from ..heatmaps import NOK, OK
 from ..storage import write_atomic
@@ -60,7 +61,11 @@ class View:
         self.split, self.prediction, self.labelled = split, found, labelled
         self.calibration = calibration or Calibration.from_good(Prediction(found.maps[good], found.scores[good]))
         self.scene = lru_cache(8)(self._scene)
-        self.verdicts = Verdicts(split, found, labelled=labelled)
+        self.verdicts = Verdicts(split, found, labelled=labelled, rule=self.calibration.rule)
+
+    def rule(self, threshold: float) -> Rule:
+        """Return when an image is called anomalous at another threshold than the calibrated one."""
+        return dataclasses.replace(self.calibration.rule, threshold=threshold)
 
     def known(self, index: int) -> bool:
         """Say whether it is known where this image is defective."""
@@ -90,6 +95,8 @@ class Verdicts:
         Their maps and scores.
     labelled : bool
         Whether it is known which images are good.
+    rule : Rule, optional
+        What a region must have to count; by default each counts. Its threshold does not enter.
 
     Attributes
     ----------
@@ -97,23 +104,31 @@ class Verdicts:
         (M,), float64.
     truth : ndarray
         (M,) bool, true where anomalous; all False where nothing is known.
+    limits : ndarray
+        (M,), the threshold below which an image is called anomalous: its score, unless regions must be large or strong.
     on_mask : ndarray
-        (M,), the highest score on the true mask; infinite where there is no mask to compare with.
+        (M,), the threshold below which it is for a region on the true mask; infinite where there is no mask to compare.
     """
 
-    def __init__(self, split: Split, prediction: Prediction, *, labelled: bool = True) -> None:
+    def __init__(
+        self, split: Split, prediction: Prediction, *, labelled: bool = True, rule: Rule | None = None
+    ) -> None:
         self.labelled, self._split, self._maps = labelled, split, prediction.maps
+        rule = rule or Rule(0.0)
+        self._demands = rule.demands
         self.scores = prediction.scores.numpy().astype(np.float64)
+        heats = prediction.maps.numpy()
+        self.limits = np.array([rule.limit(heat) for heat in heats]) if rule.demands else self.scores
         self.truth = split.labels().bool().numpy() & labelled
         self.on_mask = np.full(len(split), np.inf)
         for i in np.flatnonzero(self.truth & split.has_mask.numpy()):
             mask = split.batch([int(i)])[1][0]
             if mask.any():
-                self.on_mask[i] = float(prediction.maps[i][mask].max())
+                self.on_mask[i] = rule.limit(heats[i], mask.numpy())
 
     def called(self, threshold: float) -> np.ndarray:
         """Return which images are called anomalous, (M,) bool."""
-        return self.scores > threshold
+        return self.limits > threshold
 
     def misses(self, threshold: float) -> np.ndarray:
         """Return which anomalous images are called good, (M,) bool."""
@@ -124,7 +139,7 @@ class Verdicts:
         return self.called(threshold) & ~self.truth & self.labelled
 
     def beside(self, threshold: float) -> np.ndarray:
-        """Return which images are called anomalous although nothing on their true mask is above the threshold."""
+        """Return which images are called anomalous although no region that counts lies on their true mask."""
         return self.truth & self.called(threshold) & (self.on_mask <= threshold)
 
     def outcomes(self, threshold: float) -> list[str]:
@@ -140,31 +155,32 @@ class Verdicts:
 
     def summary(self, threshold: float) -> str:
         """Return misses and false alarms of the whole set in a sentence."""
-        total = len(self.scores)
+        total, demands = len(self.scores), f" Regions need {self._demands}." * bool(self._demands)
         if not self.labelled:
             called = int(self.called(threshold).sum())
-            return f"{total} images: {called} anomalous, {total - called} good; the truth is not known."
+            return f"{total} images: {called} anomalous, {total - called} good; the truth is not known.{demands}"
         counts = (int(x.sum()) for x in (self.misses(threshold), self.false_alarms(threshold), self.beside(threshold)))
-        return _sentence(*counts, int(self.truth.sum()), total)
+        return _sentence(*counts, int(self.truth.sum()), total) + demands
 
     def says(self, index: int, threshold: float) -> str:
         """Compare an image's score with a threshold, and the verdict with the truth, in a sentence or two."""
-        score = float(self.scores[index])
+        score, called = float(self.scores[index]), bool(self.limits[index] > threshold)
         compared = f"image score {number(score)} {'>' if score > threshold else '≤'} threshold {number(threshold)}"
+        compared += f", but no region with {self._demands}" * (score > threshold and not called)
         if not self.labelled:
-            return f"{compared}: {word(score > threshold)}. The truth is not known."
+            return f"{compared}: {word(called)}. The truth is not known."
         truth = f"Truth: {word(self.truth[index])}; {self.outcomes(threshold)[index]}."
-        return f"{compared}: {word(score > threshold)}. {truth}"
+        return f"{compared}: {word(called)}. {truth}"
 
     def rows(self, threshold: float, category: str = "") -> list[tuple[object, ...]]:
         """Return a line of :data:`COLUMNS` for every image."""
         peaks = self._maps.flatten(1).argmax(1)
         width = self._maps.shape[2]
         rows: list[tuple[object, ...]] = []
-        for i, outcome in enumerate(self.outcomes(threshold)):
+        for i, (outcome, called) in enumerate(zip(self.outcomes(threshold), self.called(threshold), strict=True)):
             score, (y, x) = float(self.scores[i]), divmod(int(peaks[i]), width)
             entry = self._split.entries[i]
-            defect, verdict = entry.defect if self.labelled else "", NOK if score > threshold else OK
+            defect, verdict = entry.defect if self.labelled else "", NOK if called else OK
             rows.append((category, escaped.name(entry.path), defect, verdict, score, threshold, outcome, x, y))
         return rows
 

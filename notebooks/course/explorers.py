@@ -261,16 +261,16 @@ class PseudoPainter(Explorer):
             where = {name: getattr(self, name).value for name in ("x", "y", "size", "strength", "seed")}
             self.painted, self.mask = paint(self._good, self.kind.value, **where)
         self.after = self._detector.predict(self.painted[None])
-        low, high, threshold = self._scale.low, self._scale.high, self._scale.threshold
+        low, high, threshold, rule = self._scale.low, self._scale.high, self._scale.threshold, self._scale.rule
         mask, rows, scenes = self.mask.numpy(), [], []
         for name, image, found in (("before", self._good, self.before), ("after", _as_bytes(self.painted), self.after)):
             heat, score = found.maps[0].numpy(), float(found.scores[0])
             peak = np.unravel_index(heat.argmax(), heat.shape)
             inside = number(heat[mask].mean()) if mask.any() else "–"
             place = f"({peak[1]}, {peak[0]}), {'inside' if mask[peak] else 'outside'}"
-            rows.append((name, number(score), word(score > threshold), inside, place))
+            self.anomalous = bool(rule.regions(heat))
+            rows.append((name, number(score), word(self.anomalous), inside, place))
             scenes.append(Scene(image.numpy(), mask, heat, side=_SIDE))
-        self.anomalous = score > threshold
         text = (
             f"{self.kind.value} on {self.picker.name}, {mask.mean():.1%} of the pixels. Image score "
             f"{number(float(self.before.scores[0]))} → {number(score)}, "

@@ -39,7 +39,7 @@ def quantise(answer: Callable[[Tensor, int], Tensor]) -> None:
     assert active.max() <= 2, "a pixel is active at two levels at most"
     assert torch.equal(got > 0, expected > 0), "some pixel is active at another level than at those nearer than a bin"
     assert torch.allclose(got, expected, atol=1e-6), (
-        "the weight of an active level is 1 − |L − M|, not divided by anything"
+        "the weight of an active level is 1 − |ℓ − M|, not divided by anything"
     )
 
 
@@ -93,7 +93,7 @@ def _without_gradient(m: Tensor, levels: int) -> Tensor:
     },
 )
 def linear_encoding(answer: Callable[[Tensor, int], Tensor]) -> None:
-    """Weights 1 − |L − M|/Δ that sum to 1."""
+    """Weights 1 − |ℓ − M|/Δ that sum to 1."""
     m = torch.linspace(-0.3, 0.9, 241, dtype=torch.float64).requires_grad_()
     got = answer(m, 6)
     assert got.shape == (6, 241), f"expected a row per level and a column per pixel, (6, 241), got {tuple(got.shape)}"

@@ -17,8 +17,8 @@ from mlffn_lite.network import MLFFN
 from .checks import exercise
 
 
-class _Levels(nn.Module):
-    """Stands in for a backbone of three levels."""
+class _Stages(nn.Module):
+    """Stands in for a backbone with three stages."""
 
     channels = (5, 6, 7)
 
@@ -57,15 +57,15 @@ def _psi(
         "enlarges stage 3 too early": lambda *given: _psi(*given, early=True),
         "forgets TEM on the way to PTFEM": lambda *given: _psi(*given, once=True),
         "swaps texture and context": lambda *given: _psi(*given, swap=True),
-        "forgets W": lambda network, *levels: network.fuse(network.embed(_psi(network, *levels)).repeat(1, 2, 1, 1)),
+        "forgets W": lambda network, *stages: network.fuse(network.embed(_psi(network, *stages)).repeat(1, 2, 1, 1)),
     },
 )
 def psi(answer: Callable[[MLFFN, Tensor, Tensor, Tensor], Tensor]) -> None:
     """ψ's forward pass."""
     torch.manual_seed(0)
-    levels: Any = _Levels()
-    network = MLFFN(ModelConfig(width=8, stride=8), TextureConfig(tem_levels=8), backbone=levels).eval()
-    given = [torch.rand(2, c, side, side) for c, side in zip(levels.channels, (32, 16, 8), strict=True)]
+    stages: Any = _Stages()
+    network = MLFFN(ModelConfig(width=8, stride=8), TextureConfig(tem_levels=8), backbone=stages).eval()
+    given = [torch.rand(2, c, side, side) for c, side in zip(stages.channels, (32, 16, 8), strict=True)]
     with torch.no_grad():
         got, expected = answer(network, *given), network.head(given).features
     assert isinstance(got, Tensor), "return the features F, a tensor"

@@ -22,6 +22,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from mlffn_lite import figures, metrics
 from mlffn_lite.figures import (
     curve_figure,
+    encode_png,
     heatmap_panel,
     overlay,
     png_bytes,
@@ -236,3 +237,25 @@ def test_the_alt_text_is_stored() -> None:
     assert set(image.info) <= {"Description", "dpi"}  # neither date nor software
     with pytest.raises(ValueError, match="alt must"):
         png_bytes(figure, alt=" ")
+
+
+@pytest.mark.parametrize("alt", ["µ – text", ""])
+@pytest.mark.parametrize("shape", [(1, 1), (5, 7), (64, 33)])
+def test_pixels_come_back_from_a_png(shape: tuple[int, int], alt: str) -> None:
+    rgb = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    png = encode_png(rgb, alt)
+    image = Image.open(io.BytesIO(png))
+    image.load()
+    assert (np.asarray(image) == rgb).all()
+    assert image.text.get("Description", "") == alt  # type: ignore[attr-defined]
+    assert (b"iTXt" in png) == bool(alt)
+
+
+def test_a_png_is_no_larger_than_one_that_pillow_is_quick_with() -> None:
+    """On a smooth picture with noise, as photographs are, and on a flat one, as diagrams are."""
+    noise = np.random.default_rng(0).normal(0, 3, (200, 300, 3))
+    photograph = np.linspace(40, 200, 300)[:, None] + noise
+    for pixels in (photograph, np.full_like(noise, 255)):
+        rgb, stream = pixels.astype(np.uint8), io.BytesIO()
+        Image.fromarray(rgb).save(stream, "PNG", compress_level=1)
+        assert len(encode_png(rgb)) < 1.05 * len(stream.getvalue())

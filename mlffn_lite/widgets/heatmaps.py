@@ -13,10 +13,11 @@ import numpy as np
 from ..datasets.folder import Split, few
 from ..detector import Calibration
 from ..errors import MlffnError, first_line
+from ..figures import encode_png
 from .controls import Explorer, ImagePicker, button, field, limits, move, row, slider, table
 from .overview import THUMB, ContactSheet, Histogram
 from .own import read_own
-from .panels import Panel, encode, number
+from .panels import Panel, number
 from .pointer import Picture
 from .views import Source, View, write_verdicts
 
@@ -309,7 +310,7 @@ class HeatmapExplorer(Explorer):
         self.overall.value = view.verdicts.summary(threshold)
         alt = f"Histogram of image scores, threshold at {number(threshold)}. {self.overall.value}"
         if alt != self.histogram.tooltip:
-            self.histogram.show(encode(self._bars.draw(threshold), alt), alt)
+            self.histogram.show(encode_png(self._bars.draw(threshold), alt), alt)
         if self.picker.filter.value != "all":
             self.picker.refresh()
         self._listed()

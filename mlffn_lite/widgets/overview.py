@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
-from ..figures import COLOURS
+from ..figures import COLOURS, encode_png
 from .controls import ImagePicker
-from .panels import encode, font, number
+from .panels import font, number
 from .pointer import Surface
 from .views import ALARM, BESIDE, MISS, Verdicts
 
@@ -134,7 +134,7 @@ class ContactSheet(Surface):
         ]
         said = (f"{t.name} {number(t.score)} {t.outcome}{' (chosen)' * t.chosen}" for t in thumbs)
         alt = f"Thumbnails {start + 1} to {start + len(thumbs)} of {len(listed)} images: {', '.join(said)}"
-        self.show(encode(contact_sheet(thumbs), alt), alt)
+        self.show(encode_png(contact_sheet(thumbs), alt), alt)
 
     def press(self, x: float, y: float) -> None:
         """Choose the image whose thumbnail lies at a pixel of the sheet."""

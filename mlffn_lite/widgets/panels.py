@@ -6,8 +6,6 @@ Nothing is drawn by matplotlib: a picture of three panels takes some ten millise
 from __future__ import annotations
 
 import functools
-import struct
-import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -15,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from ..figures import _CMAP, overlay
+from ..figures import _CMAP, encode_png, overlay
 
 TRUTH, FOUND = (0, 229, 255), (255, 255, 255)
 """Colours of the outlines of true or painted defects, and of what lies above the threshold."""
@@ -161,27 +159,7 @@ def compose(panels: Sequence[Panel], alt: str) -> tuple[bytes, dict[str, tuple[i
         if panel.bar is not None:
             _draw_bar(sheet, draw, x + width + 6, height, *panel.bar)
         x += step
-    return encode(np.asarray(sheet), alt), boxes
-
-
-def encode(rgb: np.ndarray, alt: str) -> bytes:
-    """Return pixels (H, W, 3) uint8 as a PNG with ``alt`` in its field Description.
-
-    Every row is stored as its difference from the one above. To choose the best of five ways for each row, as Pillow
-    does, takes twice as long and saves nothing on photographs.
-    """
-    height, width = rgb.shape[:2]
-    rows = np.empty((height, 3 * width + 1), np.uint8)
-    rows[:, 0], rows[:, 1:] = 2, rgb.reshape(height, -1)
-    rows[1:, 1:] -= rgb.reshape(height, -1)[:-1]
-    chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),
-        b"iTXt": b"Description\0\0\0\0\0" + alt.encode(),
-        b"IDAT": zlib.compress(rows.tobytes(), 1),
-        b"IEND": b"",
-    }
-    parts = [struct.pack(">I", len(x)) + k + x + struct.pack(">I", zlib.crc32(k + x)) for k, x in chunks.items()]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+    return encode_png(np.asarray(sheet), alt), boxes
 
 
 def _draw_bar(

@@ -17,7 +17,6 @@ from mlffn_lite.errors import MlffnError
 from mlffn_lite.figures import COLOURS
 from mlffn_lite.widgets import HeatmapExplorer, ImagePicker, RunComparison, Verdicts
 from mlffn_lite.widgets.overview import Histogram, Thumbnail, contact_sheet
-from mlffn_lite.widgets.panels import encode
 
 
 @pytest.fixture
@@ -38,16 +37,6 @@ def decoded(png: bytes) -> np.ndarray:
 
 def marked(rgb: np.ndarray, colour: str) -> np.ndarray:
     return (rgb == ImageColor.getrgb(COLOURS[colour])).all(2)
-
-
-class TestEncode:
-    @pytest.mark.parametrize("shape", [(1, 1), (5, 7), (64, 33)])
-    def test_pixels_come_back(self, shape: tuple[int, int]) -> None:
-        rgb = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
-        image = Image.open(io.BytesIO(encode(rgb, "µ – text")))
-        image.load()
-        assert (np.asarray(image) == rgb).all()
-        assert image.text["Description"] == "µ – text"  # type: ignore[attr-defined]
 
 
 class TestPanels:

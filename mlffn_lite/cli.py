@@ -178,7 +178,7 @@ def train(
     if config.train.batch < devices:
         raise ConfigError(f"--devices {devices} must be at most train.batch = {config.train.batch}")
 
-    from .datasets.listing import unused_folders
+    from .datasets.listing import searched_folders, unused_folders
     from .datasets.sources import open_source
     from .datasets.verify import training_notices
     from .datasets.view import View
@@ -188,7 +188,8 @@ def train(
 
     use_threads(threads)
     parts = open_source(data, config.data, skip_bad=skip_bad)
-    for place in sorted({p.parent for p in (*parts.train.paths, *parts.test.paths)}):
+    places = searched_folders(data, config.data.good, config.data.bad) if config.data.source == "folder" else []
+    for place in places or sorted({p.parent for p in (*parts.train.paths, *parts.test.paths)}):
         say_left_out(place, config.data.recursive)
     for line in [*unused_folders(data, config.data.good, config.data.bad), *training_notices(parts)]:
         print(f"mlffn: {printable(line)}", file=sys.stderr)
@@ -285,8 +286,8 @@ def predict(
         Path, typer.Option("--out", parser=_folder, metavar="DIR", help="Where to write heatmaps and scores.csv.")
     ],
     pictures: Annotated[
-        str, typer.Option(metavar="png|jpeg|none", help="Heatmaps over the images, at their size.")
-    ] = "png",
+        str, typer.Option(metavar="jpeg|png|none", help="Heatmaps over the images, at their size.")
+    ] = "jpeg",
     no_pictures: Annotated[bool, typer.Option("--no-pictures", help="The same as --pictures none.")] = False,
     maps: Annotated[str, typer.Option(metavar="none|npy|tiff16", help="Score maps, to compute with.")] = "none",
     masks: Annotated[bool, typer.Option("--masks", help="Masks of the regions that count.")] = False,
@@ -299,13 +300,12 @@ def predict(
     skip_bad: SkipBad = False,
 ) -> None:
     """Judge images: OK or NOK with regions in scores.csv and regions.csv, and heatmaps on a fixed colour scale."""
-    from .datasets.verify import page_notices
     from .deploy.engine import open_detector
     from .detector import fitted
     from .heatmaps import NOK, NOT_FINITE, Outputs, collect_images, not_judged, write_predictions
 
     for value, allowed, name in (
-        (pictures, ("png", "jpeg", "none"), "--pictures"),
+        (pictures, ("jpeg", "png", "none"), "--pictures"),
         (maps, ("none", "npy", "tiff16"), "--maps"),
         (form, ("csv", "coco"), "--format"),
     ):
@@ -318,10 +318,8 @@ def predict(
     if recursive and any(place.resolve() in folder.resolve().parents for place in places):
         raise DataError(f"--out {folder} lies in a folder of images to judge; write elsewhere")
     found = collect_images(images, recursive)
-    for place in dict.fromkeys([*places, *(p.parent for p in found if recursive)]):
+    for place in dict.fromkeys(places):
         say_left_out(place, recursive)
-    for line in page_notices(found):
-        print(f"mlffn: {printable(line)}", file=sys.stderr)
     table = write_predictions(
         detector, found if recursive else images, folder, outputs=outputs, resume=resume, coco=form == "coco"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,12 +23,21 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from . import escaped
-from .datasets.folder import but_holds, few, image_tensor, list_images, open_image, seen_tensor
+from .datasets.folder import (
+    but_holds,
+    few,
+    image_tensor,
+    list_images,
+    open_image,
+    pages_of,
+    seen_tensor,
+    several_pages,
+)
 from .datasets.view import Box, View
 from .decision import Region
 from .detector import PREDICT_BATCH, AnomalyDetector, Calibration, batch_size, fitted
 from .errors import DataError, MlffnError
-from .figures import overlay
+from .figures import encode_png, overlay
 from .ownership import own
 from .storage import write_atomic, write_json
 
@@ -48,8 +58,8 @@ class Outputs:
 
     Attributes
     ----------
-    pictures : {"png", "jpeg", "none"}
-        The heatmap over the image, at the image's own size.
+    pictures : {"jpeg", "png", "none"}
+        The heatmap over the image, at the image's own size. A PNG loses nothing, and takes ten times as long.
     maps : {"none", "npy", "tiff16"}
         The scores of its pixels at the resolution that they were computed at: as float32, or as 16 bits between the two
         ends of the colours. They cover the whole photograph; where nothing was looked at is NaN, or 0.
@@ -59,7 +69,7 @@ class Outputs:
         Pictures and masks of larger images are reduced to it.
     """
 
-    pictures: Literal["png", "jpeg", "none"] = "png"
+    pictures: Literal["jpeg", "png", "none"] = "jpeg"
     maps: Literal["none", "npy", "tiff16"] = "none"
     masks: bool = False
     longest_side: int = 4096
@@ -70,6 +80,7 @@ class _Loaded(NamedTuple):
     picture: np.ndarray | None
     size: tuple[int, int]
     fault: str
+    pages: int = 1
 
 
 class Judged(NamedTuple):
@@ -94,7 +105,7 @@ class Judged(NamedTuple):
     def picture(self, detector: AnomalyDetector) -> bytes:
         """Return the heatmap over the image, as PNG."""
         assert self.heat is not None
-        return _encoded(_drawn(self.loaded, self.heat, detector), "PNG", compress_level=1)
+        return encode_png(_drawn(self.loaded, self.heat, detector))
 
 
 def judge(
@@ -167,7 +178,9 @@ def write_predictions(
             )
     paths = collect_images(images)
     with own(folder):
-        table = _write_all(detector, paths, folder, outputs, resume, coco, progress)
+        table, several = _write_all(detector, paths, folder, outputs, resume, coco, progress)
+    if several:
+        warnings.warn(several_pages(several, len(paths)), stacklevel=2)
     scale.warn()
     return table
 
@@ -180,7 +193,9 @@ def _write_all(
     resume: bool,
     coco: bool,
     progress: bool,
-) -> pd.DataFrame:
+) -> tuple[pd.DataFrame, list[Path]]:
+    """Do the work of :func:`write_predictions`; returns the files of several pages too."""
+    several: list[Path] = []
     scale, names = fitted(detector), dict(zip(paths, _unique_names(paths), strict=True))
     rows, regions = _kept(folder, {escaped.name(p) for p in paths}) if resume else ([], [])
     done = {row["image"] for row in rows}
@@ -199,13 +214,15 @@ def _write_all(
                     waiting.append(writers.submit(_write, folder, files, loaded, heat, detector, outputs))
                 while len(waiting) > 2 * len(chunk):
                     waiting.popleft().result()
+                if loaded.pages > 1:
+                    several.append(path)
                 tables.add(row, found)
                 bar.update()
         for job in waiting:
             job.result()
     if coco:
         write_json(folder / COCO, _coco(tables.rows, tables.regions))
-    return pd.DataFrame(tables.rows, columns=list(SCORE_COLUMNS))
+    return pd.DataFrame(tables.rows, columns=list(SCORE_COLUMNS)), several
 
 
 def _ahead(
@@ -231,7 +248,7 @@ def _load(
         picture = None
         if outputs.pictures != "none":
             picture = image_tensor(image, _reduced(image.size, outputs.longest_side)).numpy()
-        return _Loaded(seen_tensor(image, name, shape, view), picture, (image.width, image.height), "")
+        return _Loaded(seen_tensor(image, name, shape, view), picture, image.size, "", pages_of(image))
     except (DataError, MemoryError) as error:
         return _Loaded(None, None, (0, 0), str(error) or "too large for the memory")
 
@@ -293,10 +310,10 @@ def _write(
     """Write what an image has beside the tables."""
     scale, view = fitted(detector), detector.view
     if "picture" in files and loaded.picture is not None:
-        image = _drawn(loaded, heat, detector)
-        # The lowest compression takes a quarter of the usual time for a tenth more bytes.
-        options: dict[str, Any] = {"compress_level": 1} if outputs.pictures == "png" else {"quality": 90}
-        write_atomic(folder / files["picture"], _encoded(image, outputs.pictures.upper(), **options))
+        rgb = _drawn(loaded, heat, detector)
+        png = outputs.pictures == "png"
+        content = encode_png(rgb) if png else _encoded(Image.fromarray(rgb), "JPEG", quality=90)
+        write_atomic(folder / files["picture"], content)
     if "map" in files and outputs.maps == "npy":
         stream = io.BytesIO()
         np.save(stream, view.placed(heat, loaded.size, math.nan))
@@ -314,14 +331,14 @@ def _write(
         write_atomic(folder / files["mask"], _encoded(Image.fromarray(whole), "PNG"))
 
 
-def _drawn(loaded: _Loaded, heat: np.ndarray, detector: AnomalyDetector) -> Image.Image:
-    """Return the heatmap over the image."""
+def _drawn(loaded: _Loaded, heat: np.ndarray, detector: AnomalyDetector) -> np.ndarray:
+    """Return the heatmap over the image, (H, W, 3) uint8."""
     scale, view = fitted(detector), detector.view
     assert loaded.picture is not None
     place = _place(view, loaded.size, loaded.picture.shape[1:])
     large = np.full(loaded.picture.shape[1:], scale.low, np.float32)
     large[place] = _enlarged(heat, large[place].shape)
-    return Image.fromarray(overlay(loaded.picture, large, scale.low, scale.high))
+    return overlay(loaded.picture, large, scale.low, scale.high)
 
 
 def _place(view: View, size: tuple[int, int], shape: tuple[int, ...]) -> tuple[slice, slice]:
@@ -437,7 +454,8 @@ def collect_images(images: Sequence[Path], recursive: bool = False) -> list[Path
             raise DataError(f"image {path} does not exist; check the path")
         found = list_images(path, recursive) if path.is_dir() else [path]
         if not found:
-            raise DataError(f"folder {path} holds no image{but_holds(path)}; give image files or a folder of them")
+            rest = but_holds(path, recursive)
+            raise DataError(f"folder {path} holds no image{rest}; give image files or a folder of them")
         paths |= dict.fromkeys(found)
     return list(paths)
 

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -22,6 +23,7 @@ from systems import signals
 import mlffn_lite
 from mlffn_lite import cli
 from mlffn_lite.config import Config
+from mlffn_lite.datasets import folder as files
 
 Run = Callable[..., tuple[int, str, str]]
 FAST = ["--preset", "tiny", "--device", "cpu", "--set", "train.steps=4", "--set", "train.batch=4"]
@@ -328,7 +330,19 @@ def test_folders_as_people_have_them(run: Run, parts: Path, tmp_path: Path) -> N
     assert "left out 1 folders that are neither good nor bad: maybe" in err
     assert json.loads((tmp_path / "r/metrics.json").read_text())["images"] == 2 + 4
     assert run("evaluate", tmp_path / "r", shop)[0] == 0
-    assert run("predict", tmp_path / "r", shop, "--recursive", "--no-pictures", "--out", tmp_path / "p")[0] == 0
+    (shop / "OK/tuesday").mkdir()
+    (shop / "OK/tuesday/0.raw").write_bytes(b"raw")
+    left = f"{shop / 'OK/tuesday'}: left out 1 .raw files, which are no images: 0.raw"
+    code, _, err = run("predict", tmp_path / "r", shop, "--recursive", "--no-pictures", "--out", tmp_path / "p")
+    assert (code, left in err) == (0, True)
+    assert left in run("train", shop, "--out", tmp_path / "u", *fast, *named, "--recursive")[2]
+    assert "notice: OK/tuesday: left out: 1 .raw files" in run("data", "verify", shop, *named, "--recursive")[1]
+    shutil.rmtree(shop / "OK/monday")
+    alone = run("predict", tmp_path / "r", shop / "OK", "--out", tmp_path / "w", "--recursive")
+    assert "holds no image, but" in error_of(alone)
+    assert "tuesday: 1 .raw files" in error_of(alone)
+    assert "tuesday: 1 .raw files" in error_of(run("train", shop / "OK", "--out", tmp_path / "x", "--recursive"))
+    shutil.copytree(parts / "train/good", shop / "OK/monday")
     assert len(pd.read_csv(tmp_path / "p/scores.csv")) == 12 + 4 + 4
     lines = ["path,label", *(f"{p.relative_to(shop)},ok" for p in (shop / "OK").rglob("*.png"))]
     (shop / "list.csv").write_text("\n".join(lines))
@@ -366,7 +380,9 @@ def test_a_run_lies_in_runs_where_nothing_is_said(
     assert "holds a run already" in error_of(run("train", parts, *FAST, "--set", "method=density"))
 
 
-def test_of_several_pages_the_first_is_read_and_that_is_said(run: Run, parts: Path, tmp_path: Path) -> None:
+def test_of_several_pages_the_first_is_read_and_that_is_said(
+    run: Run, parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = Path(shutil.copytree(parts / "train/good", tmp_path / "good"))
     pages = [Image.open(p) for p in sorted(good.glob("*.png"))[:3]]
     pages[0].save(good / "pages.tiff", save_all=True, append_images=pages[1:])
@@ -380,6 +396,11 @@ def test_of_several_pages_the_first_is_read_and_that_is_said(run: Run, parts: Pa
     code, _, errors = run("predict", tmp_path / "r", good, "--recursive", "--out", tmp_path / "p", "--no-pictures")
     assert code == 0
     assert f"2 of 14 images {said}" in errors
+    headers: list[Any] = []
+    opened = files.open_file
+    monkeypatch.setattr(files, "open_file", lambda path, *a: (headers.append(path), opened(path, *a))[1])
+    assert run("predict", tmp_path / "r", good, "--out", tmp_path / "q", "--no-pictures")[0] == 0
+    assert len(headers) == 13  # each file once: the first verdict waits for no other image
     inside = run("predict", tmp_path / "r", good, "--recursive", "--out", good / "camera/out")
     assert "lies in a folder of images to judge" in error_of(inside)
     assert not (good / "camera/out").exists()

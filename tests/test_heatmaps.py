@@ -27,7 +27,7 @@ def fitted(folder: AnomalyFolder) -> AnomalyDetector:
 
 
 def test_good_images_look_cold(fitted: AnomalyDetector, folder: AnomalyFolder, tmp_path: Path) -> None:
-    table = write_predictions(fitted, folder.test.paths, tmp_path / "out", progress=False)
+    table = write_predictions(fitted, folder.test.paths, tmp_path / "out", outputs=Outputs("png"), progress=False)
     assert list(table.columns) == list(SCORE_COLUMNS)
     changes = []
     for path, name in zip(folder.test.paths, table["picture"], strict=True):
@@ -70,7 +70,7 @@ def test_scores_that_are_not_finite_are_no_verdict(
     monkeypatch.setattr(fitted, "_score", lambda x: score(x).log() * torch.nan)
     table = write_predictions(fitted, folder.test.paths[:2], tmp_path / "out", progress=False)
     assert list(table["verdict"]) == ["ERROR", "ERROR"]
-    assert not list((tmp_path / "out").glob("*.png"))
+    assert {p.name for p in (tmp_path / "out").glob("[!.]*")} == {"scores.csv", "regions.csv"}
 
 
 def test_verdict_and_regions_are_those_of_the_maps(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -37,6 +37,7 @@ _HEIC = {".heic", ".heif"} - _SUFFIXES  # pillow-heif reads them, if it is there
 _SUFFIXES |= _HEIC if find_spec("pillow_heif") else set()
 _SYSTEM = {"thumbs.db", "desktop.ini", "license", "readme", "readme.md", "readme.txt", "license.txt"}
 _GREY = ("1", "L", "LA", "La")
+_PAGES = "mlffn pages"  # in the info of an image
 _TOP = {"I;16": 65535, "I;16L": 65535, "I;16B": 65535, "I;16N": 65535, "I": 65535, "F": 1}  # the value that is white
 
 T = TypeVar("T")
@@ -179,8 +180,9 @@ def upright(image: Image.Image, name: object) -> Image.Image:
     try:
         kind = image.format
         image.load()
+        pages = _count_pages(image)
         image = ImageOps.exif_transpose(image)
-        image.format = kind
+        image.format, image.info[_PAGES] = kind, pages
     except Exception as error:  # on damaged files Pillow's decoders raise anything, from SyntaxError to struct.error
         raise DataError(f"{name}: cannot be read ({error})") from error
     if min(image.size) < MIN_SIDE:
@@ -188,6 +190,25 @@ def upright(image: Image.Image, name: object) -> Image.Image:
     if image.mode == "LAB" or (image.mode in _TOP and not in_range(np.asarray(image), _TOP[image.mode])):
         raise DataError(f"{name}: mode {image.mode} with values that have no known range; save it with 8 or 16 bits")
     return image
+
+
+def _count_pages(image: Image.Image) -> int:
+    """Count the pages or frames of an open file; a photograph with its preview or its depth (MPO) is one."""
+    try:
+        return 1 if image.format == "MPO" else int(getattr(image, "n_frames", 1))
+    except Exception:  # what comes after the first page is damaged
+        return 1
+
+
+def pages_of(image: Image.Image) -> int:
+    """Return how many pages or frames the file has that :func:`open_image` read an image from."""
+    return int(image.info.get(_PAGES, 1))
+
+
+def several_pages(paths: Sequence[Path], total: int) -> str:
+    """Say which of so many images have several pages or frames; empty if none has."""
+    said = f"{len(paths)} of {total} images have several pages or frames, of which the first is read: "
+    return said + few([str(path) for path in paths]) if paths else ""
 
 
 def in_range(values: np.ndarray | Tensor, top: float = 1) -> bool:
@@ -358,12 +379,12 @@ def _scan(root: Path, recursive: bool) -> Layout:
     if not (root / "train").exists() and not (root / "test").exists():
         return Layout(root, [Entry(p) for p in list_images(root, recursive)], [], [])
     test = []
-    for folder in _folders(root / "test"):
+    for folder in folders_in(root / "test"):
         masks = masks_in(root / "ground_truth" / folder.name, recursive) if folder.name != "good" else {}
         for path in list_images(folder, recursive):
             test.append(Entry(path, folder.name, mask_of(path, folder, masks)))
     used = {e.mask for e in test}
-    stray = [p for f in _folders(root / "ground_truth") for p in list_images(f, recursive) if p not in used]
+    stray = [p for f in folders_in(root / "ground_truth") for p in list_images(f, recursive) if p not in used]
     train, held = ([*list_images(root / name / "good", recursive)] for name in ("train", "validation"))
     return Layout(root, [Entry(p) for p in train], test, stray, held)
 
@@ -390,11 +411,31 @@ def list_images(folder: Path, recursive: bool = False) -> list[Path]:
     )
 
 
-def left_out(folder: Path, recursive: bool = False) -> list[str]:
+def subfolders(folder: Path) -> list[Path]:
+    """Return a folder and all folders below it but hidden ones; none if it is missing."""
+    found = []
+    for place, names, _ in os.walk(folder):
+        names[:] = sorted(name for name in names if name[0] != ".")
+        found.append(Path(place))
+    return found
+
+
+def left_out(folder: Path, recursive: bool = False) -> list[tuple[Path, str]]:
     """Say what a folder holds beside the images directly in it, a line per reason; hidden files do not count.
 
-    Sub-folders count if there are images in them: an image that is not read shall not vanish without a word.
+    Sub-folders count if there are images in them: an image that is not read shall not vanish without a word. With
+    ``recursive`` they are read, and each is looked at like the folder.
+
+    Returns
+    -------
+    list of (Path, str)
+        The folder that a line is about, and the line.
     """
+    places = subfolders(folder) if recursive else [folder]
+    return [(place, line) for place in places for line in _left_out(place, recursive)]
+
+
+def _left_out(folder: Path, recursive: bool) -> list[str]:
     found: dict[str, list[str]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.name[0] == "." or path.name.lower() in _SYSTEM:
@@ -422,9 +463,10 @@ def left_out(folder: Path, recursive: bool = False) -> list[str]:
     ]
 
 
-def but_holds(folder: Path) -> str:
+def but_holds(folder: Path, recursive: bool = False) -> str:
     """Return what :func:`left_out` says, to go on after "holds no image"; empty if that is nothing."""
-    rest = left_out(folder)
+    found = left_out(folder, recursive)
+    rest = [f"{place}: {line}" if place != folder else line for place, line in found]
     return f", but {'; '.join(rest)}" if rest else ""
 
 
@@ -432,22 +474,25 @@ def _is_image(path: Path) -> bool:
     return path.suffix.lower() in _SUFFIXES | _HEIC and path.name[0] != "." and path.is_file()
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+    """Return the folders directly in a folder but hidden ones, by name; none if it is missing."""
     return sorted(p for p in folder.iterdir() if p.is_dir() and p.name[0] != ".") if folder.is_dir() else []
 
 
-def missing_good(layout: Layout) -> str | None:
+def missing_good(layout: Layout, recursive: bool = False) -> str | None:
     """Say what to do if a folder has no good training images; None if it has."""
     root, good = layout.root, layout.root / "train" / "good"
-    categories = [f.name for f in _folders(root) if (f / "train" / "good").is_dir()]
+    categories = [f.name for f in folders_in(root) if (f / "train" / "good").is_dir()]
     if layout.train:
         return None
     if categories:
         return f"{root} holds several categories ({few(categories)}); choose one, such as {root / categories[0]}"
     if good.is_dir():
-        return f"{good} holds no image{but_holds(good)}; put good images there"
+        return f"{good} holds no image{but_holds(good, recursive)}; put good images there"
     if (root / "train").exists() or (root / "test").exists():
         return f"{root} has no train/good; put the good images for training there"
+    if recursive and (rest := but_holds(root, recursive)):
+        return f"{root} and the folders in it hold no image{rest}; give a folder of images"
     if rest := but_holds(root):
         named = "name the folders with --good and --bad, or read all as good with --recursive"
         advice = named if "folders, whose" in rest else "give a folder of images"
@@ -475,8 +520,10 @@ class Split(Sequence[Sample]):
         shape: tuple[int, int],
         pixels: tuple[Tensor, Tensor] | tuple[DiskArray, DiskArray] | None,
         view: View | None = None,
+        several: Collection[Path] = (),
     ) -> None:
         self._entries, self._pixels, self.shape, self.view = list(entries), pixels, shape, view or View()
+        self._several = several
 
     @classmethod
     def read(
@@ -494,8 +541,9 @@ class Split(Sequence[Sample]):
             pixels = _zeros(count, shape)
         elif fits(size):
             pixels = DiskArray(count, (3, *shape), np.uint8), DiskArray(count, shape, np.bool_)
-        bad = _decode(entries, shape, what, view or View(), pixels)
-        split = cls(entries, shape, pixels, view)
+        several: set[Path] = set()
+        bad = _decode(entries, shape, what, view or View(), pixels, several)
+        split = cls(entries, shape, pixels, view, several)
         return split.subset([i for i in range(len(split)) if i not in bad]) if bad else split, list(bad.values())
 
     def __len__(self) -> int:
@@ -522,13 +570,13 @@ class Split(Sequence[Sample]):
         if isinstance(indices, range) and indices.step == 1:
             chosen = slice(indices.start, indices.stop)
             pixels: Any = self._pixels and (self._pixels[0][chosen], self._pixels[1][chosen])
-            return Split(self._entries[chosen], self.shape, pixels, self.view)
+            return Split(self._entries[chosen], self.shape, pixels, self.view, self._several)
         index = torch.as_tensor(indices, dtype=torch.long)
         if self._pixels is not None and isinstance(self._pixels[0], DiskArray):
             pixels = tuple(part.take(index) for part in self._pixels)
         else:
             pixels = self._pixels and self.batch(index)
-        return Split([self._entries[i] for i in index.tolist()], self.shape, pixels, self.view)
+        return Split([self._entries[i] for i in index.tolist()], self.shape, pixels, self.view, self._several)
 
     def images(self) -> Tensor:
         """Return all images, (M, 3, H, W) uint8. This is the memory the split itself uses: do not write to it."""
@@ -570,6 +618,11 @@ class Split(Sequence[Sample]):
     def paths(self) -> list[Path]:
         """The file of every image; a number where there is none."""
         return [e.path for e in self._entries]
+
+    @property
+    def several_pages(self) -> list[Path]:
+        """The files of several pages or frames, of which the first was read."""
+        return [e.path for e in self._entries if e.path in self._several]
 
     @property
     def mask_paths(self) -> list[Path | None]:
@@ -667,6 +720,8 @@ class AnomalyFolder(Parts):
         Instead of these, such as that of a detector.
     layout : Layout, optional
         The files of ``root``, where :func:`~mlffn_lite.datasets.listing.find_layout` knows them by other rules.
+    recursive : bool
+        Read images in sub-folders too.
 
     Raises
     ------
@@ -688,13 +743,14 @@ class AnomalyFolder(Parts):
         ignore: str = "",
         view: View | None = None,
         layout: Layout | None = None,
+        recursive: bool = False,
     ) -> None:
         if min(shape or (size,)) < MIN_SIDE:
             raise ValueError(f"images must have at least {MIN_SIDE} pixels a side, got {shape or size}")
         if aspect not in ("square", "keep"):
             raise ValueError(f"aspect must be 'square' or 'keep', got {aspect!r}")
-        layout = layout or scan(root)
-        if missing := missing_good(layout):
+        layout = layout or scan(root, recursive)
+        if missing := missing_good(layout, recursive):
             raise DataError(missing)
         view = view or find_view(layout.train, crop, ignore)
         shape = shape or common_shape(layout.train, size, aspect, view)
@@ -745,9 +801,17 @@ def report_faults(faults: Sequence[str], total: int, skip_bad: bool) -> None:
 
 
 def _decode(
-    entries: Sequence[Entry], shape: tuple[int, int], what: str | None, view: View, pixels: Any
+    entries: Sequence[Entry],
+    shape: tuple[int, int],
+    what: str | None,
+    view: View,
+    pixels: Any,
+    several: set[Path] | None = None,
 ) -> dict[int, str]:
-    """Decode entries into images and masks, or nowhere; returns faults by position."""
+    """Decode entries into images and masks, or nowhere; returns faults by position.
+
+    Files of several pages or frames are added to ``several``.
+    """
 
     def read(i: int) -> str | None:
         entry = entries[i]
@@ -758,6 +822,8 @@ def _decode(
             return str(error)
         if mask is not None and mask.size != image.size:
             return f"{entry.mask or entry.path}: {mismatch(mask, image)}"
+        if several is not None and pages_of(image) > 1:
+            several.add(entry.path)
         if pixels is not None:
             pixels[0][i] = seen
             if mask is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from .folder import Entry, Layout, few, list_images, mask_of, masks_in, scan
+from .folder import Entry, Layout, but_holds, few, folders_in, list_images, mask_of, masks_in, scan
 
 HELD = 5
 """Where nothing says which good images are for testing, every fifth is, if there are defective ones."""
@@ -57,6 +57,18 @@ def find_layout(root: str | Path, good: str = "", bad: Sequence[str] = (), recur
     return Layout(root, kept, test, [])
 
 
+def searched_folders(root: str | Path, good: str = "", bad: Sequence[str] = ()) -> list[Path]:
+    """Return the folders that :func:`find_layout` finds images in, but for those of masks; none of a CSV list."""
+    root = Path(root)
+    if good or bad:
+        found = [root / name for name in (good, *bad)]
+    elif (root / "train").exists() or (root / "test").exists():
+        found = [root / "train/good", root / "validation/good", *folders_in(root / "test")]
+    else:
+        found = [root]
+    return [place for place in found if place.is_dir()]
+
+
 def unused_folders(root: str | Path, good: str, bad: Sequence[str]) -> list[str]:
     """Say which folders with images beside the named ones are not read; nothing where none are named."""
     root, named = Path(root), {*(Path(root, n) for n in (good, *bad)), Path(root, "ground_truth")}
@@ -73,7 +85,8 @@ def _images(root: Path, name: str, recursive: bool) -> list[Path]:
         raise DataError(f"{root} has no folder {name}; it holds {few(there) or 'none'}")
     found = list_images(folder, recursive)
     if not found:
-        raise DataError(f"{folder} holds no image; put some there, or read its sub-folders with --recursive")
+        more = "" if recursive else ", or read its sub-folders with --recursive"
+        raise DataError(f"{folder} holds no image{but_holds(folder, recursive)}; put some there{more}")
     return found
 
 

@@ -117,6 +117,7 @@ def _open(source: Any, asked: _Asked, skip_bad: bool, cache: int, prefix: str = 
         if data.source == "folder":
             looks: Any = {"crop": data.crop, "ignore": data.ignore, "view": asked.view}
             layout = find_layout(source, data.good, data.bad, data.recursive)
+            looks["recursive"] = data.recursive
             return AnomalyFolder(source, **options, **looks, cache_bytes=cache, layout=layout)
         try:
             opened = find("sources", data.source)(Path(source), **options)

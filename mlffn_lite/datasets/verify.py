@@ -17,7 +17,6 @@ from .folder import (
     Entry,
     Layout,
     Parts,
-    few,
     image_tensor,
     left_out,
     map_threads,
@@ -27,9 +26,11 @@ from .folder import (
     missing_good,
     open_file,
     open_image,
+    pages_of,
+    several_pages,
     times,
 )
-from .listing import find_layout, unused_folders
+from .listing import find_layout, searched_folders, unused_folders
 
 FEWEST = 10
 """Good images below which a notice says that there are few."""
@@ -84,7 +85,8 @@ class VerifyReport:
             out.append(f"  {name}: {images} images" + (f", {masks} masks" if masks else ""))
         for name, counter in (("sizes", self.sizes), ("colour modes", self.modes)):
             listed = ", ".join(f"{key} ({count})" for key, count in counter.most_common(5))
-            out.append(f"  {name}: {listed}" + (f", {len(counter) - 5} others" if len(counter) > 5 else ""))
+            if counter:
+                out.append(f"  {name}: {listed}" + (f", {len(counter) - 5} others" if len(counter) > 5 else ""))
         for kind, found in (("fault", self.faults), ("notice", self.notices[:limit])):
             places = (self.root if f.path == self.root else _relative(f.path, self.root) for f in found)
             out += [f"{kind}: {place}: {f.reason}" for place, f in zip(places, found, strict=True)]
@@ -131,6 +133,9 @@ def verify(root: str | Path, *, good: str = "", bad: Sequence[str] = (), recursi
                 same = f"same pixels as {_relative(entries[j].path, layout.root)}"
                 report.findings.append(Finding(entries[i].path, same, j < len(layout.train) <= i))
     report.findings += _check_layout(layout, recursive)
+    places = (searched_folders(root, good, bad) or {e.path.parent for e in entries}) if entries else ()
+    for place in places:  # where there is no image at all, the fault says what there is instead
+        report.findings += [Finding(p, f"left out: {line}", fault=False) for p, line in left_out(place, recursive)]
     report.findings += [Finding(layout.root, line, fault=False) for line in unused_folders(root, good, bad)]
     report.findings = sorted(_together(report.findings))
     return report
@@ -142,6 +147,8 @@ def _inspect(entry: Entry) -> tuple[list[Finding], tuple[str, str] | None, bytes
     image = _open(entry.path, found)
     about, digest = None, b""
     if image is not None:
+        if pages_of(image) > 1:
+            found.append(Finding(entry.path, "several pages or frames; only the first is read", fault=False))
         found += _header(entry)
         about = times(image), image.mode
         if all(low == high for low, high in _extrema(image)):
@@ -164,13 +171,13 @@ def _inspect(entry: Entry) -> tuple[list[Finding], tuple[str, str] | None, bytes
 
 
 def _header(entry: Entry) -> list[Finding]:
-    """Say what only the headers of an image and its mask tell; both can be read."""
+    """Say what only the headers of an image and its mask tell together; the image can be read."""
     found: list[Finding] = []
+    if entry.mask is None:
+        return found
     with open_file(entry.path) as image:
-        pages, turned = _pages(image), image.getexif().get(ExifTags.Base.Orientation, 1)
-    if pages > 1:
-        found.append(Finding(entry.path, "several pages or frames; only the first is read", fault=False))
-    if entry.mask is not None and turned > 1:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+    if turned > 1:
         with contextlib.suppress(Exception), open_file(entry.mask) as mask:
             if mask.getexif().get(ExifTags.Base.Orientation, 1) != turned:
                 reason = "its EXIF tag turns it, and its mask has no such tag: look whether the mask is upright"
@@ -178,30 +185,10 @@ def _header(entry: Entry) -> list[Finding]:
     return found
 
 
-def _pages(image: Image.Image) -> int:
-    """Count the pages or frames of an open file; a photograph with its preview or its depth (MPO) is one."""
-    return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-
-
-def page_notices(paths: Sequence[Path]) -> list[str]:
-    """Say which files have several pages or frames, of which the first is read; only headers are looked at."""
-
-    def several(path: Path) -> bool:
-        with contextlib.suppress(Exception), open_file(path) as image:
-            return _pages(image) > 1
-        return False
-
-    chosen = zip(paths, map_threads(several, paths, "reading headers"), strict=True)
-    if not (found := [str(path) for path, many in chosen if many]):
-        return []
-    return [
-        f"{len(found)} of {len(paths)} images have several pages or frames, of which the first is read: {few(found)}"
-    ]
-
-
 def training_notices(parts: Parts) -> list[str]:
     """Say what makes numbers doubtful: few, identical or constant training images, tested ones, several pages."""
-    train, said = parts.train, page_notices([*parts.train.paths, *parts.test.paths])
+    train, pages = parts.train, [*parts.train.several_pages, *parts.test.several_pages]
+    said = [several_pages(pages, len(parts.train) + len(parts.test))] if pages else []
     if len(train) < FEWEST:
         said.append(_FEW.format(len(train)))
     seen: dict[bytes, int] = {}
@@ -257,7 +244,7 @@ def _together(findings: list[Finding]) -> list[Finding]:
 
 def _check_layout(layout: Layout, recursive: bool) -> list[Finding]:
     found: list[Finding] = []
-    if missing := missing_good(layout):
+    if missing := missing_good(layout, recursive):
         found.append(Finding(layout.root, missing))
     for path in layout.stray:
         mask = _open(path, found)
@@ -270,8 +257,6 @@ def _check_layout(layout: Layout, recursive: bool) -> list[Finding]:
     if len({e.label for e in layout.test}) == 1:
         lacks = "good" if layout.test[0].label else "defective"
         found.append(Finding(layout.root / "test", f"no {lacks} images; AUROC is undefined", fault=False))
-    folders = {e.path.parent for e in layout.train + layout.test} or {layout.root}
-    found += [Finding(p, f"left out: {line}", fault=False) for p in folders for line in left_out(p, recursive)]
     if 0 < len(layout.train) < FEWEST:
         found.append(Finding(layout.train[0].path.parent, _FEW.format(len(layout.train)), fault=False))
     unused = [p for p in layout.root.glob("train/*/") if p.name != "good" and p.is_dir()]

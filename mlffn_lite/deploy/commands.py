@@ -49,7 +49,7 @@ def watch(
     run: RunOrFile,
     source: Annotated[Path, typer.Argument(metavar="IN", help="Folder that images come into.")],
     folder: Out,
-    pictures: Annotated[str, typer.Option(metavar="png|jpeg|none", help="Heatmaps over the images.")] = "png",
+    pictures: Annotated[str, typer.Option(metavar="jpeg|png|none", help="Heatmaps over the images.")] = "jpeg",
     move: Annotated[
         Path | None, typer.Option("--move", metavar="DIR", help="Move judged images to OK, NOK and ERROR in there.")
     ] = None,
@@ -66,8 +66,8 @@ def watch(
     scores.csv in --out is the journal: what is OK or NOK there is not judged again. Nothing is moved without --move;
     with it a name may come again.
     """
-    if pictures not in ("png", "jpeg", "none"):
-        raise ConfigError(f"--pictures {pictures} is unknown; choose one of png, jpeg, none")
+    if pictures not in ("jpeg", "png", "none"):
+        raise ConfigError(f"--pictures {pictures} is unknown; choose one of jpeg, png, none")
     from ..heatmaps import Outputs
     from .engine import open_detector
     from .watch import Watcher
@@ -124,8 +124,8 @@ def say_left_out(folder: Path, recursive: bool) -> None:
     """Name what a folder of images holds that is not read."""
     from ..datasets.folder import left_out
 
-    for line in left_out(folder, recursive):
-        print(f"mlffn: {printable(f'{folder}: left out {line}')}", file=sys.stderr)
+    for place, line in left_out(folder, recursive):
+        print(f"mlffn: {printable(f'{place}: left out {line}')}", file=sys.stderr)
 
 
 def _say(row: dict[str, Any]) -> None:

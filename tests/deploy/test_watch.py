@@ -201,7 +201,7 @@ def test_a_killed_watcher_goes_on_and_sigterm_ends_it(fitted_run: Path, parts: P
     assert second.returncode == 0
     assert f"Stopped: {30 - len(before)} NOK" in out
     assert set(verdicts(folder)) == {f"{i}.png" for i in range(30)}
-    assert len(list(folder.glob("*_heatmap.png"))) == 30
+    assert len(list(folder.glob("*_heatmap.jpg"))) == 30
 
 
 def test_bad_input_is_one_line(
@@ -213,7 +213,7 @@ def test_bad_input_is_one_line(
     assert "elsewhere" in refused("watch", fitted_run, source, *new, "--move", source)
     assert "lies in" in refused("watch", fitted_run, source, "--recursive", "--out", source / "a/b")
     assert "lies in" in refused("watch", fitted_run, source, "--recursive", *new, "--move", source / "done")
-    assert "png, jpeg, none" in refused("watch", fitted_run, source, *new, "--pictures", "gif")
+    assert "jpeg, png, none" in refused("watch", fitted_run, source, *new, "--pictures", "gif")
     assert "not a run folder" in refused("watch", tmp_path, source, *new)
     assert not (tmp_path / "out").exists()
     with FileLock(tmp_path / "busy/.lock") as lock:

@@ -1,16 +1,189 @@
-"""Exercises of notebook 17, the compared methods."""
+"""Notebook 17, the compared methods: its pictures, and the checks of its exercises."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
+from matplotlib.figure import Figure
+from PIL import Image
+from scipy import ndimage
 from torch import Tensor
 
+from mlffn_lite.datasets.folder import read_image, read_mask
+from mlffn_lite.datasets.miniparts import miniparts_path
+from mlffn_lite.figures import COLOURS, new_figure, png_bytes
+from mlffn_lite.studies.cell import read_map
+
 from .checks import exercise
+from .session import show
 
 Pair = tuple[int, int]
+Picture = tuple[str, str]
+"""A set of MiniParts, and a path in it."""
+
+_BLUE, _ORANGE, _GREEN, _PINK, _BLACK = COLOURS.values()
+
+
+# ---- pictures
+
+
+def truth(name: str, path: str) -> Tensor:
+    """Return the mask of a test picture, (128, 128) bool."""
+    _, kind, file = path.split("/")
+    return read_mask(miniparts_path() / name / "ground_truth" / kind / file.replace(".png", "_mask.png"), 128) > 0
+
+
+def words(name: str, path: str) -> str:
+    """Name a picture."""
+    return f"{name}, {path.split('/')[1].replace('_', ' ')}"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Test pictures with the maps that methods made of them.
+
+    Attributes
+    ----------
+    kept : mapping
+        By set and method, a cell's maps by path.
+    found : DataFrame
+        A row per picture and a column per method: how well its defect is found, for the titles.
+    pictures : sequence of Picture
+        Those that every method is shown with.
+    """
+
+    kept: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    found: pd.DataFrame
+    pictures: Sequence[Picture]
+
+    def originals(self) -> Figure:
+        """Draw the pictures themselves."""
+        figure = new_figure(2.4)
+        figure.set_size_inches(6.4, 2.4)
+        for ax, picture in zip(figure.subplots(1, len(self.pictures)), self.pictures, strict=True):
+            _photograph(ax, *picture)
+            ax.contour(truth(*picture), levels=[0.5], colors=[_PINK], linewidths=2)
+            ax.set_title(words(*picture))
+        return figure
+
+    def strip(self, method: str, number: int) -> None:
+        """Show a method's maps of the pictures as Figure 17.``number``."""
+        figure = new_figure(2.1)
+        figure.set_size_inches(5.6, 2.1)
+        values = [f"{words(*p)}: {self.found.loc[p, method]:.2f}" for p in self.pictures]
+        for ax, picture, value in zip(figure.subplots(1, len(self.pictures)), self.pictures, values, strict=True):
+            self._draw(ax, method, *picture)
+            ax.set_title(value, fontsize=8)
+        alt = f"Score maps of {method} over the three pictures, defects outlined. Found, {'; '.join(values)}."
+        caption = f"Figure 17.{number}. `{method}` on the three pictures of Figure 17.1, with `found`."
+        show_small(figure, f"maps_{method}", alt=alt, caption=caption)
+
+    def ends(self, ends: Mapping[str, tuple[Picture, Picture]]) -> Figure:
+        """Draw, for every method, the picture it leads on and the one it lags on, each with its map."""
+        half = -(-len(ends) // 2)
+        figure = new_figure(1.25 * half + 0.3)
+        cells = figure.subplots(half, 8)
+        for place, (method, pair) in enumerate(ends.items()):
+            row = cells[place % half, 4 * (place // half) :][:4]
+            row[0].set_ylabel(method.replace("_", "\n"), fontsize=8)
+            for k, (picture, how) in enumerate(zip(pair, ("leads", "lags"), strict=True)):
+                _photograph(row[2 * k], *picture)
+                self._draw(row[2 * k + 1], method, *picture)
+                row[2 * k].set_title(words(*picture).replace(", ", "\n"), fontsize=7.5)
+                row[2 * k + 1].set_title(f"{how}\n{self.found.loc[picture, method]:.2f}", fontsize=7.5)
+        for ax in cells.ravel()[2 * len(ends) * 2 :]:
+            ax.set_axis_off()
+        return figure
+
+    def _draw(self, ax: Any, method: str, name: str, path: str) -> None:
+        """Draw a kept map and the defect's outline; colours go from the median good score to its own highest."""
+        kept = self.kept[name][method]
+        calm = np.median([read_map(v) for k, v in kept.items() if "/good/" in k])
+        heat = torch.from_numpy(read_map(kept[path]))[None, None]
+        large = F.interpolate(heat, size=(128, 128), mode="bilinear")[0, 0]
+        ax.imshow(large, cmap="inferno", vmin=calm, vmax=max(large.max(), calm + 1e-6))
+        ax.contour(truth(name, path), levels=[0.5], colors=["white"], linewidths=1.2)
+        _bare(ax)
+
+
+def _photograph(ax: Any, name: str, path: str) -> None:
+    ax.imshow(read_image(miniparts_path() / name / path, 128).permute(1, 2, 0))
+    _bare(ax)
+
+
+def _bare(ax: Any) -> None:
+    """Take off what a photograph does not need."""
+    ax.set(xticks=[], yticks=[])
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+
+
+def show_small(figure: Figure, name: str, *, alt: str, caption: str, dpi: int = 110) -> None:
+    """Show a figure of many maps with 256 colours, in a third of the bytes."""
+    picture, out = Image.open(io.BytesIO(png_bytes(figure, alt=alt, dpi=dpi))).convert("RGB"), io.BytesIO()
+    picture.quantize(256, Image.Quantize.FASTOCTREE).save(out, "PNG", optimize=True)
+    show(out.getvalue(), name, alt=alt, caption=caption)
+
+
+def distances_figure(across: Tensor, fields: Mapping[str, Tensor], cloud: Tensor, bank: Tensor, cross: Pair) -> Figure:
+    """Draw two distances on a grid of 121 × 89 points (P, 2), with the cloud, the bank and a cross."""
+    figure = new_figure(3.0)
+    for ax, (title, values) in zip(figure.subplots(1, 2), fields.items(), strict=True):
+        x, y = across.view(121, 89, 2).unbind(-1)
+        ax.contourf(x, y, values.view(121, 89), levels=12, cmap="Blues")
+        ax.scatter(*cloud.T, 5, color=_BLACK, alpha=0.5)
+        ax.plot(*cross, "X", ms=10, color=_ORANGE, mec="white")
+        ax.set(title=title, aspect="equal", xlabel="first feature", ylabel="second feature")
+        ax.grid(False)
+    figure.axes[1].scatter(*bank.T, 30, color=_PINK, edgecolor="white")
+    return figure
+
+
+def spoiled_figure(spoiled: Mapping[str, Tensor]) -> Figure:
+    """Draw a column per way to spoil images (B, 3, H, W), the good ones first, with outlines of what changed."""
+    good = next(iter(spoiled.values()))
+    figure = new_figure(4.9)
+    figure.set_size_inches(6.6, 4.9)
+    axes = figure.subplots(len(good), len(spoiled))
+    for column, (title, images) in zip(axes.T, spoiled.items(), strict=True):
+        column[0].set_title(title)
+        for ax, image, before in zip(column, images, good, strict=True):
+            ax.imshow(image.permute(1, 2, 0).clamp(0, 1))
+            changed = ((image - before).abs().amax(0) > 0.02).numpy()
+            if changed.any():
+                filled = ndimage.binary_fill_holes(ndimage.binary_closing(changed, iterations=2))  # no specks
+                ax.contour(filled, levels=[0.5], colors=["white"], linewidths=0.7)
+            _bare(ax)
+    return figure
+
+
+def distilled_figure(curve: Tensor, shown: Tensor, seen: Mapping[str, Tensor], mask: Tensor, title: str) -> Figure:
+    """Draw losses (steps, levels), a picture (3, H, W), and its maps (H, W) by title with the defect outlined."""
+    figure = new_figure(2.6)
+    left, *panels = figure.subplots(1, 2 + len(seen), width_ratios=[1.7, *[1] * (1 + len(seen))])
+    for k, (colour, marker) in enumerate(zip((_BLUE, _GREEN, _PINK), "osD", strict=True)):
+        left.plot(curve[:, k], color=colour, marker=marker, ms=3, lw=1.5, markevery=4, label=f"level {k + 1}")
+    left.set(xlabel="step", ylabel="mean of 1 − cosine", ylim=(0, None))
+    left.legend()
+    panels[0].imshow(shown.permute(1, 2, 0))
+    panels[0].set_title(title)
+    for ax, (name, heat) in zip(panels[1:], seen.items(), strict=True):
+        ax.imshow(heat, cmap="inferno")
+        ax.contour(mask, levels=[0.5], colors=["white"], linewidths=1.2)
+        ax.set_title(name)
+    for ax in panels:
+        _bare(ax)
+    return figure
+
+
+# ---- exercises
 
 
 def _standard(values: Tensor, good: Tensor) -> Tensor:

@@ -84,6 +84,9 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 """Experiments by name."""
 
+_PROBES = (("transfer", "pseudo", "held-out pseudo-anomalies"), ("score", "distance", "map A"))
+"""What is asked of the networks as they are: the experiment, the probe, and what stands for a condition."""
+
 _TOUCHES = {
     ("model", "rate"): "+self_calibration",
     ("texture", "*"): "+stl",
@@ -152,18 +155,16 @@ def attribution(records: Sequence[Mapping[str, Any]], grids: Sequence[Grid]) -> 
     ``transfer`` and ``score`` ask other questions of the networks as they are, see :meth:`MLFFNDetector.probe`.
     """
     rows: list[dict[str, Any]] = []
-    for grid in grids:
-        usual = frame(records, grid)
+    measured = [(grid, frame(records, grid)) for grid in grids]
+    for grid, usual in measured:
         rows += _attributed(usual, usual, [(_condition(*step), *step) for step in grid.steps], grid.name)
-    if grids:
-        usual = frame(records, grids[0])
-        for name, probe, words in (("transfer", "pseudo", "held-out pseudo-anomalies"), ("score", "distance", "map A")):
-            found = frame(records, grids[0], probe)
-            asked = set(found["column"])
-            # What has no other map is its own answer: a baseline has the map A only.
-            cells = pd.concat([found, usual[~usual["column"].isin(asked)]]) if name == "score" else found
-            steps = [(words, *s) for s in grids[0].steps if _condition(*s) == AS_IS and s[1] in asked]
-            rows += _attributed(cells, usual, steps, name)
+    for (name, probe, words), (grid, usual) in itertools.product(_PROBES, measured):
+        found = frame(records, grid, probe)
+        asked = set(found["column"])
+        # What has no other map is its own answer: a baseline has the map A only.
+        cells = pd.concat([found, usual[~usual["column"].isin(asked)]]) if name == "score" else found
+        steps = [(words, *s) for s in grid.steps if _condition(*s) == AS_IS and s[1] in asked]
+        rows += _attributed(cells, usual, steps, name)
     table = pd.DataFrame(rows)
     return table.drop_duplicates(["experiment", "condition", "before", "after", "metric"]) if rows else table
 

@@ -93,6 +93,22 @@ def test_gains_and_what_a_condition_changes_of_them() -> None:
     assert attribution([], [grid]).empty
 
 
+def test_the_steps_of_every_grid_are_asked_of_the_networks_as_they_are() -> None:
+    """Two experiments on one folder, with other arms: each step appears once, with all that is known of it."""
+    two = experiment(BASE, "budget", ["baseline", "+stl"]), experiment(BASE, "long", ["+stl", "+consistency"])
+    level = {"baseline": 0.8, "+stl": 0.7, "+consistency": 0.75}
+    rows = [record(two[0], arm, "nuts", s, level[arm], pseudo=0.9) for arm in ("baseline", "+stl") for s in (0, 1)]
+    rows += [record(two[1], "+consistency", "nuts", s, 0.75, pseudo=0.95, distance=0.8) for s in (0, 1)]
+    found = attribution(rows, two).query("metric == 'pro'").set_index(["before", "after", "experiment"])["gain"]
+    assert found.round(6).to_dict() == {
+        ("baseline", "+stl", ""): -10,
+        ("+stl", "+consistency", ""): 5,
+        ("baseline", "+stl", "transfer"): 0,
+        ("+stl", "+consistency", "transfer"): 5,
+        ("+stl", "+consistency", "score"): 10,
+    }
+
+
 def test_the_report_has_the_attribution(base: Config, places: dict[str, Place], tmp_path: Path) -> None:
     store = Store(tmp_path / "study")
     grid = experiment(base, "readings", ["baseline", "+consistency"], "tiny")

@@ -1,7 +1,7 @@
 """Draw defective images that MiniParts does not have: ``python data/results/draw_defects.py OUT``.
 
-``OUT/CATEGORY`` gets four times as many as the bundled set has, drawn with other seeds. ``mlffn study suspects`` looks for
-them in ``build/defects``.
+``OUT/CATEGORY`` gets four times as many as the bundled set has, drawn with other seeds. ``mlffn study suspects``
+looks for them in ``build/defects``.
 """
 
 from __future__ import annotations

@@ -100,11 +100,12 @@ def rank_plot(ranked: pd.DataFrame, grid: Grid) -> Figure:
 @mpl.rc_context(STYLE)
 def gain_plot(found: pd.DataFrame) -> Figure:
     """Draw what steps gain under conditions, from :func:`~.suspects.attribution`: a row of panels per step."""
-    steps = list(found[["before", "after"]].drop_duplicates().itertuples(index=False))
-    conditions = list(dict.fromkeys(found["condition"]))
-    figure = new_figure((0.9 + 0.2 * len(conditions)) * len(steps))
-    for axes, (before, after) in zip(figure.subplots(len(steps), 3, sharey=True, squeeze=False), steps, strict=True):
-        step = found[(found["before"] == before) & (found["after"] == after)]
+    steps = [(*names, step) for names, step in found.groupby(["before", "after"], sort=False)]
+    heights = [0.9 + 0.2 * step["condition"].nunique() for *_, step in steps]
+    figure = new_figure(sum(heights))
+    panels = figure.subplots(len(steps), 3, sharey="row", squeeze=False, height_ratios=heights)
+    for axes, (before, after, step) in zip(panels, steps, strict=True):
+        conditions = list(dict.fromkeys(step["condition"]))
         for ax, metric in zip(axes, METRICS, strict=True):
             rows = step[step["metric"] == metric].set_index("condition").reindex(conditions)
             places = np.arange(len(rows))[::-1]

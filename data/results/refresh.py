@@ -26,7 +26,14 @@ STUDIES = (
     "miniparts_smaller",
     "real",
 )
-SUSPECTS = ("suspects_miniparts", "suspects_kinds", "suspects_trained")
+SUSPECTS = (
+    "suspects_miniparts",
+    "suspects_rows",
+    "suspects_kinds",
+    "suspects_trained",
+    "suspects_settings",
+    "suspects_real",
+)
 """Experiments about Table 4, of which only what they explain is drawn."""
 
 

@@ -279,7 +279,12 @@ def normalise(nb: NotebookNode) -> None:
         folded = {"jupyter": {"source_hidden": True}} if FOLDED in tags else {}
         cell.metadata = nbformat.from_dict({**folded, **({"tags": tags} if tags else {})})
         if cell.cell_type == "code":
-            cell.outputs = [_without_widget(output) for output in _merged(cell.outputs)]
+            cell.outputs = [_without_widget(output) for output in _merged(cell.outputs) if not _is_bar(output)]
+
+
+def _is_bar(output: NotebookNode) -> bool:
+    """Say whether an output is a progress bar: a widget that no cell ends with. It shows on slow machines only."""
+    return output.output_type == "display_data" and WIDGET in output.data
 
 
 def _merged(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:

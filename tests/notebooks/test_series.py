@@ -156,11 +156,12 @@ def test_a_cell_that_draws_another_number_of_pictures_is_renewed() -> None:
     assert len(nb.cells[0].outputs) == 2
 
 
-def test_widgets_and_torn_streams_are_normalised() -> None:
+def test_widgets_torn_streams_and_progress_bars_are_normalised() -> None:
     new = nbformat.v4
     texts = [new.new_output("stream", text=t) for t in ("a\n", "b\n")]
-    widget = new.new_output("display_data", data={WIDGET: {"model_id": "f00"}, "text/plain": "VBox(children=())"})
-    nb = new.new_notebook(cells=[new.new_code_cell("x", outputs=[texts[0], widget, texts[1]])])
+    shown = {WIDGET: {"model_id": "f00"}, "text/plain": "VBox(children=())"}
+    widget, bar = new.new_output("execute_result", data=shown), new.new_output("display_data", data=shown)
+    nb = new.new_notebook(cells=[new.new_code_cell("x", outputs=[bar, texts[0], widget, texts[1]])])
     series.normalise(nb)
     assert [o.get("text") or o.data for o in nb.cells[0].outputs] == ["a\nb\n", {"text/plain": series.WIDGET_TEXT}]
 

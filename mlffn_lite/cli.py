@@ -12,17 +12,16 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.table import Table
 from typer.core import TyperGroup
 
 from . import __version__, registry
 from .config import PRESETS, Config
+from .datasets.commands import data_app
 from .deploy.commands import Engine, RunOrFile, export, say_left_out, serve, watch
 from .errors import CheckpointError, ConfigError, DataError, MlffnError, UnreadableError, extra, first_line
 from .escaped import printable
 from .labels import METRIC_LABELS
-from .options import Bad, Device, Good, Recursive, Threads
+from .options import Bad, DataFolder, Device, Good, Recursive, Threads, folder_name, out, use_threads
 from .ownership import own
 from .studies.commands import report, study_app
 
@@ -54,17 +53,8 @@ class Commands(TyperGroup):
 app = typer.Typer(
     name="mlffn", cls=Commands, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
 )
-data_app = typer.Typer(help="Check data folders, list and download public sets.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 app.add_typer(study_app, name="study")
-# Paths are printed as they are: no markup, no emoji, no wrapping.
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-
-def _folder(text: str) -> Path:
-    if not str(text):
-        raise typer.BadParameter("a folder must have a name; . is this one")
-    return Path(text)
 
 
 def _version(asked: bool) -> None:
@@ -73,7 +63,6 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-DataFolder = Annotated[Path, typer.Argument(metavar="DATA", help="MVTec-layout folder, or a folder of good images.")]
 RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mlffn train` wrote.")]
 SkipBad = Annotated[bool, typer.Option("--skip-bad", help="Go on without files that cannot be read.")]
 
@@ -97,7 +86,7 @@ def options(
 def demo(
     category: Annotated[str, typer.Option(help="MiniParts category.")] = "weave",
     folder: Annotated[
-        Path, typer.Option("--out", parser=_folder, metavar="DIR", help="Where to write the run and its report.")
+        Path, typer.Option("--out", parser=folder_name, metavar="DIR", help="Where to write the run and its report.")
     ] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     device: Device = None,
@@ -132,7 +121,7 @@ def train(
     data: DataFolder,
     folder: Annotated[
         Path | None,
-        typer.Option("--out", parser=_folder, metavar="DIR", help="Run folder to write; by default runs/DATA."),
+        typer.Option("--out", parser=folder_name, metavar="DIR", help="Run folder to write; by default runs/DATA."),
     ] = None,
     preset: Annotated[str, typer.Option(help=f"One of {', '.join(PRESETS)}.")] = "parts",
     config_file: Annotated[Path | None, typer.Option("--config", help="TOML file instead of a preset.")] = None,
@@ -222,7 +211,9 @@ def evaluate(
     data: DataFolder,
     folder: Annotated[
         Path | None,
-        typer.Option("--out", parser=_folder, metavar="DIR", help="Where to write; by default RUN/evaluation/DATA."),
+        typer.Option(
+            "--out", parser=folder_name, metavar="DIR", help="Where to write; by default RUN/evaluation/DATA."
+        ),
     ] = None,
     device: Device = None,
     threads: Threads = None,
@@ -283,7 +274,7 @@ def predict(
     run: RunOrFile,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files or folders of them.")],
     folder: Annotated[
-        Path, typer.Option("--out", parser=_folder, metavar="DIR", help="Where to write heatmaps and scores.csv.")
+        Path, typer.Option("--out", parser=folder_name, metavar="DIR", help="Where to write heatmaps and scores.csv.")
     ],
     pictures: Annotated[
         str, typer.Option(metavar="jpeg|png|none", help="Heatmaps over the images, at their size.")
@@ -348,45 +339,6 @@ def show_config(
     out.print(json.dumps(Config.model_json_schema(), indent=2) if schema else chosen.to_toml().strip())
 
 
-@data_app.command("verify")
-def data_verify(path: DataFolder, good: Good = None, bad: Bad = None, recursive: Recursive = False) -> None:
-    """Print what a data folder or list holds and every fault; exit code 2 if there is one."""
-    from .datasets.verify import verify
-
-    report = verify(path, good=good or "", bad=bad or (), recursive=recursive)
-    for line in report.lines():
-        out.print(printable(line))
-    if report.faults:
-        raise typer.Exit(2)
-
-
-@data_app.command("list")
-def data_list() -> None:
-    """List the public sets in the catalogue with licence and size."""
-    from .datasets.catalog import CATALOG
-
-    table = Table("name", "title", "licence", "size", "checksum", box=None)
-    for entry in CATALOG.values():
-        table.add_row(*entry.row())
-    Console().print(table)
-
-
-@data_app.command("download")
-def data_download(
-    name: Annotated[str, typer.Argument(help="A name from `mlffn data list`.")],
-    category: Annotated[
-        str | None, typer.Option(help="Category whose folder to print; the archive is always fetched whole.")
-    ] = None,
-    root: Annotated[Path, typer.Option(parser=_folder, metavar="DIR", help="Folder that the set is put into.")] = Path(
-        "datasets"
-    ),
-) -> None:
-    """Download a public set, verify it, and bring it into MVTec layout."""
-    from .datasets.catalog import download
-
-    out.print(f"{name} is in {download(name, root, category=category)}")
-
-
 def _run_folder(data: Path) -> Path:
     """Return where a run on these data goes if nothing is said."""
     place = data.resolve()
@@ -404,14 +356,6 @@ def check_folder(folder: Path, resume: bool) -> None:
 
     if ((folder / CHECKPOINT).exists() or (folder / METRICS).exists()) and not resume:
         raise CheckpointError(f"{folder} holds a run already; add --resume to go on, or choose another --out")
-
-
-def use_threads(threads: int | None) -> None:
-    """Compute with so many threads, if a number was given."""
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 def launch(config: Config, devices: int) -> Any:

@@ -14,9 +14,7 @@ from rich.console import Console
 
 from ..errors import ConfigError
 from ..escaped import printable
-from ..options import Device, Recursive, Threads
-
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+from ..options import Device, Recursive, Threads, out, use_threads
 
 Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder that `mlffn train` wrote.")]
 RunOrFile = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder, or a file that `mlffn export` wrote.")]
@@ -72,7 +70,7 @@ def watch(
     from .engine import open_detector
     from .watch import Watcher
 
-    _use_threads(threads)
+    use_threads(threads)
     outputs = Outputs(pictures)  # type: ignore[arg-type]
     detector = open_detector(run, engine, device=device)
     about: dict[str, Any] = {"move": move, "recursive": recursive, "settle": settle, "say": _say}
@@ -106,7 +104,7 @@ def serve(
     from .engine import open_detector
     from .serve import Limits, create_app, listen
 
-    _use_threads(threads)
+    use_threads(threads)
     app = create_app(
         open_detector(run, engine, device=device), limits=Limits(megabytes, megapixels, timeout), token=token
     )
@@ -131,13 +129,6 @@ def say_left_out(folder: Path, recursive: bool) -> None:
 def _say(row: dict[str, Any]) -> None:
     about = row["error"] if row["verdict"] == "ERROR" else f"{row['score']:.4g}"
     out.print(printable(f"{row['verdict']:<5} {row['image']} {about}"))
-
-
-def _use_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
-
-        torch.set_num_threads(threads)
 
 
 @contextmanager

@@ -18,14 +18,13 @@ from rich.table import Table
 from ..config import PRESETS, Config
 from ..errors import ConfigError
 from ..escaped import printable
-from ..options import Bad, Good, Recursive
+from ..options import Bad, Good, Recursive, out
 
 if TYPE_CHECKING:  # torch takes seconds to import; `mlffn --help` shall not
     from .grid import Grid
     from .run import Workers
 
 study_app = typer.Typer(help="Grids of cells: run, stop, resume, compare, with deviations.", no_args_is_help=True)
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder that a study wrote.")]
 _SETS = "Categories, or folders of them; by default MiniParts."

@@ -422,7 +422,7 @@ def test_a_bad_image_is_an_error_and_the_others_are_judged(
     assert not (tmp_path / "r").exists()
     inside = error_of(run("predict", trained, parts / "test/good", "--out", parts / "test/good"))
     assert "write elsewhere" in inside
-    assert "choose one of png, jpeg, none" in error_of(
+    assert "choose one of jpeg, png, none" in error_of(
         run("predict", trained, parts / "test/good", "--out", tmp_path / "r", "--pictures", "gif")
     )
     assert "File name too long" in error_of(run("evaluate", "r" * 5000, parts))

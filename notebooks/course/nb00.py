@@ -20,9 +20,9 @@ _BLUE, _ORANGE, _GREEN, _PINK, _BLACK = COLOURS.values()
 _GREY = "#777777"
 _BOXES = {  # left, bottom, width, height, colour
     "": (36, 7, 34, 40, _BLUE),
-    "backbone,\nlow levels": (38.5, 31, 8, 8, _BLUE),
+    "backbone,\nstages 1, 2": (38.5, 31, 8, 8, _BLUE),
     "texture:\nTEM, PTFEM": (50.5, 31, 9, 8, _BLUE),
-    "backbone,\nhigh level": (38.5, 13, 8, 8, _BLUE),
+    "backbone,\nstage 3": (38.5, 13, 8, 8, _BLUE),
     "self-\ncalibration": (50.5, 13, 9, 8, _BLUE),
     "fuse": (63.5, 22, 4.5, 8, _BLUE),
     "η": (79, 23, 3, 6, _ORANGE),

@@ -34,7 +34,7 @@ def fields_of_resnet18(answer: tuple[int, int, int]) -> None:
         expected.append(field)
     got = list(answer)
     assert len(got) == 3, f"give three numbers, for strides 4, 8 and 16; got {len(got)}"
-    assert got == sorted(got), "a later level sees at least as far as an earlier one"
+    assert got == sorted(got), "a later stage sees at least as far as an earlier one"
     right = [g == e for g, e in zip(got, expected, strict=True)]
     assert all(right), f"{sum(right)} of the three numbers are right; did you ask the network without its weights?"
 
@@ -176,33 +176,33 @@ def distance(answer: Callable[[Tensor, Tensor], Tensor]) -> None:
     assert torch.allclose(moved, expected, rtol=1e-2), "scaling and shifting all features should change no distance"
 
 
-Levels = list[Tensor]
+Stages = list[Tensor]
 
 
-def _standard(levels: Levels, good: Levels, *, own: bool = False, dims: tuple[int, ...] = (0, 2, 3)) -> Levels:
-    pairs = zip(levels, levels if own else good, strict=True)
+def _standard(stages: Stages, good: Stages, *, own: bool = False, dims: tuple[int, ...] = (0, 2, 3)) -> Stages:
+    pairs = zip(stages, stages if own else good, strict=True)
     return [(x - r.mean(dims, keepdim=True)) / r.std(dims, keepdim=True) for x, r in pairs]
 
 
 @exercise(
     "03.5",
     wrong={
-        "uses the levels' own statistics": lambda x, good: _standard(x, good, own=True),
+        "uses the stages' own statistics": lambda x, good: _standard(x, good, own=True),
         "all channels together": lambda x, good: _standard(x, good, dims=(0, 1, 2, 3)),
         "only centres": lambda x, good: [a - g.mean((0, 2, 3), keepdim=True) for a, g in zip(x, good, strict=True)],
-        "forgets all levels but the first": lambda x, good: _standard(x[:1], good[:1]),
+        "forgets all stages but the first": lambda x, good: _standard(x[:1], good[:1]),
     },
 )
-def standardise(answer: Callable[[Levels, Levels], Levels]) -> None:
-    """Levels on the scale of the good images."""
+def standardise(answer: Callable[[Stages, Stages], Stages]) -> None:
+    """Stages on the scale of the good images."""
     scales = torch.tensor([1.0, 5.0, 0.2]).view(1, 3, 1, 1)
     good = [scales * _noise(6, 3, side, side) + 2 for side in (8, 4)]
-    levels = [3 * scales * _noise(2, 3, side, side, seed=1) for side in (8, 4)]
-    got = answer(levels, good)
-    assert len(got) == 2, f"return as many levels as are given, 2; got {len(got)}"
-    assert [x.shape for x in got] == [x.shape for x in levels], "every level keeps its shape"
+    stages = [3 * scales * _noise(2, 3, side, side, seed=1) for side in (8, 4)]
+    got = answer(stages, good)
+    assert len(got) == 2, f"return as many stages as are given, 2; got {len(got)}"
+    assert [x.shape for x in got] == [x.shape for x in stages], "every stage keeps its shape"
     for x in answer(good, good):
         assert x.mean((0, 2, 3)).abs().max() < 1e-3, "the good images themselves must have the mean 0 in every channel"
         assert (x.std((0, 2, 3)) - 1).abs().max() < 0.05, "and the deviation 1"
-    for x, expected in zip(got, _standard(levels, good), strict=True):
+    for x, expected in zip(got, _standard(stages, good), strict=True):
         assert torch.allclose(x, expected, rtol=2e-2, atol=1e-2), "mean and deviation must be those of the good images"

@@ -29,7 +29,7 @@ BASELINE = Path(__file__).with_name("trial.csv")
 """Image AUROC and PRO of the unchanged network, a row per seed."""
 
 SEEDS = (0, 1, 2)
-Levels = list[Tensor]
+Stages = list[Tensor]
 Loss = Callable[[Tensor, Tensor, Tensor, torch.Generator], Tensor]
 
 
@@ -41,7 +41,7 @@ class Trial:
     pseudo : PseudoAnomalies, optional
         What makes half of the training images anomalous; by default blemishes.
     prepare : callable, optional
-        ``(levels, good) -> levels``: what is done to the backbone's levels, lists of (B, C, h, w), before the network
+        ``(stages, good) -> stages``: what is done to the backbone's stages, lists of (B, C, h, w), before the network
         sees them; ``good`` are those of all good training images.
     category : str
         Which part of MiniParts; :meth:`compare` knows the unchanged network on ``weave``.
@@ -52,7 +52,7 @@ class Trial:
     def __init__(
         self,
         pseudo: PseudoAnomalies | None = None,
-        prepare: Callable[[Levels, Levels], Levels] | None = None,
+        prepare: Callable[[Stages, Stages], Stages] | None = None,
         category: str = "weave",
     ) -> None:
         model, train = {"width": self.width}, {"steps": self.steps, "device": "cpu"}
@@ -63,15 +63,15 @@ class Trial:
         pseudo, draws = pseudo or PseudoAnomalies(0.5, {"blemish": 1.0}), torch.Generator().manual_seed(0)
         chosen = [torch.randperm(len(good), generator=draws)[: self.batch] for _ in range(self.batches)]
         changed, masks = zip(*(pseudo(good[k], generator=draws) for k in chosen), strict=True)
-        known = self._levels(good) if prepare else []
-        prepared = prepare or (lambda levels, _: levels)
-        self._train = [(prepared(self._levels(x), known), mask) for x, mask in zip(changed, masks, strict=True)]
-        self._seen = prepared(self._levels(self.test.images()), known)
+        known = self._stages(good) if prepare else []
+        prepared = prepare or (lambda stages, _: stages)
+        self._train = [(prepared(self._stages(x), known), mask) for x, mask in zip(changed, masks, strict=True)]
+        self._seen = prepared(self._stages(self.test.images()), known)
 
     @torch.no_grad()
-    def _levels(self, images: Tensor) -> Levels:
+    def _stages(self, images: Tensor) -> Stages:
         images = images if images.is_floating_point() else images.float() / 255
-        return [torch.cat(level) for level in zip(*(self.backbone(x) for x in images.split(20)), strict=True)]
+        return [torch.cat(stage) for stage in zip(*(self.backbone(x) for x in images.split(20)), strict=True)]
 
     def run(
         self, seed: int, change: Callable[[MLFFN], object] | None = None, *, loss: Loss | None = None
@@ -99,8 +99,8 @@ class Trial:
         order = torch.cat([torch.randperm(self.batches, generator=draws) for _ in range(rounds)])
         network.train()
         for k in order[: train.steps].tolist():
-            levels, mask = self._train[k]
-            output = network.head(levels)
+            stages, mask = self._train[k]
+            output = network.head(stages)
             height, width = output.score.shape[-2:]
             marked = resize_mask(mask, (height, width))
             optimizer.zero_grad()

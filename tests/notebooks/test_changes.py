@@ -14,7 +14,7 @@ from series import write_notebook
 
 from mlffn_lite.errors import MlffnError
 
-NOTEBOOKS = sorted(path for path in FOLDER.glob("*.ipynb") if "02" <= path.name[:2] <= "15")
+NOTEBOOKS = sorted(path for path in FOLDER.glob("*.ipynb") if path.name[:2] <= "15")
 
 
 def cell(source: str, out: str = "") -> NotebookNode:

@@ -286,6 +286,52 @@ def test_a_letter_of_the_notation_is_used_only_where_the_glossary_says(entry: En
     assert used == meant, "see the notation in glossary.md: one meaning for a letter"
 
 
+OF_THE_BACKBONE = (
+    r"backbone(?:'s)? levels?\b|\blevels? of (?:the|a) (?:\w+ )?backbone"
+    r"|\b(?:first|second|third) (?:backbone )?levels?\b|\blevels?[ _][1-3]\b"
+)
+OTHER_LEVELS = r"(?<!grey )(?<!low )(?<!high )(?<!multi-)\blevels?\b"
+
+
+def quantising() -> set[str]:
+    """Return the notebooks in which the glossary lets a level be one of the quantisation."""
+    (row,) = [row for row in glossary_rows()[0] if row.startswith("| quantisation level |")]
+    return set(re.findall(r"\[(\d\d)\]\(", row))
+
+
+def stray_levels(nb: NotebookNode, number: str) -> list[str]:
+    """Return what a notebook calls a level and the glossary calls a stage, or nothing at all."""
+    found = []
+    for cell in nb.cells:
+        texts = [cell.source, printed(cell) if cell.cell_type == "code" else ""]
+        quantised = number in quantising() or cell.id == "map"  # the map says what they all do
+        pattern = OF_THE_BACKBONE if quantised else f"{OF_THE_BACKBONE}|{OTHER_LEVELS}"
+        for text in (re.sub(r'"\n\s*f?"', "", text) for text in texts):  # a string in two parts is one text
+            found += [text[max(m.start() - 30, 0) : m.end() + 10] for m in re.finditer(pattern, text)]
+    return found
+
+
+@pytest.mark.parametrize("entry", [e for e in present() if e.number < "11"], ids=lambda e: e.number)
+def test_a_level_is_one_of_the_quantisation_and_the_backbone_has_stages(entry: Entry) -> None:
+    assert stray_levels(read(FOLDER / entry.file), entry.number) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "text", "stray"),
+    [
+        ("04", "its levels, from the first stage", 0),
+        ("04", "level 2 of three", 1),
+        ("04", "the third level, of the backbone's levels", 2),
+        ("08", "the low level, 4 grey levels, multi-level", 0),
+        ("08", "a level at stride 8", 1),
+        ("08", 'alt="fused to the low "\n    "level; stage 3"', 0),
+    ],
+)
+def test_a_stray_level_is_found(sample: NotebookNode, number: str, text: str, stray: int) -> None:
+    sample.cells[3].source = text
+    assert len(stray_levels(sample, number)) == stray
+
+
 def test_letters_of_formulas_are_found(sample: NotebookNode) -> None:
     sample.cells[3].source = r"$A_i = \mathrm{Cat}(M, x_R)$ and `L`, $$\mathbb{R} \ni P$$"
     assert letters_in(sample) == {"A", "M", "R", "P"}

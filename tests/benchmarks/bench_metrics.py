@@ -1,11 +1,14 @@
 """Time and memory of the pixel metrics: ``python tests/benchmarks/bench_metrics.py [--maps 160] [--size 256] ...``.
 
 With ``--rss`` each metric runs once in a process of its own, which prints its peak memory beside that of the inputs.
+With ``--streamed`` maps are made and given a few at a time, as an evaluation of many images does: pixel AUROC and PRO,
+CPU and wall time, peak memory of the process, and what its temporary files take.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
@@ -18,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mlffn_lite import metrics
+from mlffn_lite.streamed import PixelMetrics
 
 METRICS: dict[str, Callable[[Tensor, Tensor], Any]] = {
     "pro": metrics.pro,
@@ -28,9 +32,9 @@ METRICS: dict[str, Callable[[Tensor, Tensor], Any]] = {
 }
 
 
-def inputs(count: int, size: int, device: str) -> tuple[Tensor, Tensor]:
+def inputs(count: int, size: int, device: str, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Noise with a block and a bar as defects in three images of four; about 3 % of the pixels are defective."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
     masks = torch.zeros(count, size, size, dtype=torch.bool)
     for i in range(count):
         if i % 4:
@@ -70,6 +74,23 @@ def one_peak(name: str, args: argparse.Namespace) -> None:
     print(f"{name:16s} {seconds:8.2f} s   peak {peak_mib():7.0f} MiB, of which {before:7.0f} before the call")
 
 
+def streamed(count: int, size: int) -> None:
+    """Measure maps that are never in memory together."""
+    started, cpu, few = time.perf_counter(), time.process_time(), 16
+    with PixelMetrics() as pixels:
+        for start in range(0, count, few):
+            pixels.add(*inputs(min(few, count - start), size, "cpu", seed=start))
+        given = time.process_time() - cpu
+        auroc, pro = pixels.result()
+        disk = sum(os.fstat(file.fileno()).st_size for file in pixels._files)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - started
+    print(f"streamed: pixel AUROC {auroc:.6f}, PRO {pro:.6f}")
+    print(
+        f"CPU {cpu:.0f} s, of which {given:.0f} to make and store maps; wall {wall:.0f} s; disk {disk / 2**30:.2f} GiB"
+    )
+    print(f"peak {peak_mib():.0f} MiB, all of the process")
+
+
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -80,6 +101,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", choices=METRICS, nargs="+", default=list(METRICS))
     parser.add_argument("--rss", action="store_true")
+    parser.add_argument("--streamed", action="store_true")
     parser.add_argument("--child", choices=METRICS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -88,6 +110,9 @@ def main() -> None:
         return
     pixels = args.maps * args.size**2
     print(f"{args.maps} maps of {args.size}² ({pixels:,} pixels), {args.device}, {args.threads} threads")
+    if args.streamed:
+        streamed(args.maps, args.size)
+        return
     if args.rss:
         for name in args.only:
             subprocess.run([sys.executable, *sys.argv, "--child", name], check=True)

@@ -98,8 +98,7 @@ class PixelMetrics:
             warnings.warn(f"pixel metrics are undefined without any {absent} pixel: returning NaN", stacklevel=2)
             return math.nan, math.nan
         twice_lost, area, total = 0, 0.0, 0.0
-        for scores, weights in self._blocks():
-            above, beside = self._ranks(scores)
+        for above, beside, weights in self._ranked():
             twice_lost += int(above.sum()) + int(beside.sum())
             start, end = above / normal, beside / normal
             low, high = start.clip(max=self.limit), end.clip(max=self.limit)
@@ -109,6 +108,14 @@ class PixelMetrics:
         twice_pairs = 2 * self._defective * normal
         return (twice_pairs - twice_lost) / twice_pairs, area / total
 
+    def _ranked(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield what :meth:`_ranks` says of defective pixels, and their weights, a slice at a time."""
+        for scores, weights in self._blocks():
+            above, beside = self._ranks(scores)
+            for start in range(0, len(scores), _SLICE):
+                part = slice(start, start + _SLICE)
+                yield above[part], beside[part], weights[part]
+
     def _ranks(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return how many normal pixels lie above ascending scores, and at or above them."""
         above, beside = np.zeros(len(scores), np.int64), np.zeros(len(scores), np.int64)
@@ -116,9 +123,11 @@ class PixelMetrics:
         for length, escapes in self._runs:
             size = length + 4 * escapes
             run = unpacked(self._read(0, np.uint8, offset, size), length)
-            for counts, side in ((above, "right"), (beside, "left")):
-                counts += length
-                counts -= np.searchsorted(run, scores, side=side)  # type: ignore[call-overload]
+            before = np.searchsorted(run, scores, side="right")
+            above += length - before
+            tied = np.flatnonzero(run[np.maximum(before - 1, 0)] == scores)  # few: the others need no second search
+            before[tied] = np.searchsorted(run, scores[tied], side="left")
+            beside += length - before
             offset += size
         return above, beside
 
@@ -128,7 +137,9 @@ class PixelMetrics:
             count = min(_BLOCK, self._defective - start)
             scores, weights = self._read(1, np.float32, start, count), self._read(2, np.float64, start, count)
             order = scores.argsort()
-            yield scores[order], weights[order]
+            scores, weights = scores[order], weights[order]
+            del order
+            yield scores, weights
 
     def _flush(self) -> None:
         """Write the waiting scores as a sorted run."""
@@ -139,7 +150,8 @@ class PixelMetrics:
             steps, larger = packed(run)
             self._write(0, steps)
             self._write(0, larger)
-            self._runs.append((len(steps), len(larger)))
+            if len(run):
+                self._runs.append((len(steps), len(larger)))
 
     def _write(self, number: int, values: np.ndarray) -> None:
         try:

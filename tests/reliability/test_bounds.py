@@ -14,6 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 from systems import pipes
 
@@ -148,6 +151,17 @@ def test_streamed_metrics_are_those_of_all_maps_at_once(
         pixel_auroc, pro = pixels.result()
     assert pixel_auroc == metrics.pixel_auroc(maps, masks, ignored=ignored)  # whole numbers up to the last division
     assert pro == pytest.approx(metrics.pro(maps, masks, ignored=ignored), rel=1e-12)
+
+
+@given(arrays(np.float32, st.integers(0, 40), elements=st.floats(width=32, allow_nan=False)), st.integers(1, 9))
+def test_scores_are_packed_exactly(values: np.ndarray, at_once: int) -> None:
+    run = np.sort(values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streamed, "_SLICE", at_once)
+        steps, larger = streamed.packed(run)
+        found = streamed.unpacked(np.concatenate([steps, larger.view(np.uint8)]), len(run))
+    assert (steps.dtype, len(steps)) == (np.uint8, len(run))
+    np.testing.assert_array_equal(found, run)
 
 
 @pytest.mark.parametrize("value", [0, 1])

@@ -60,6 +60,8 @@ TRIAL_PIXELS = 1 << 26
 FEWEST_GOOD = 10
 """Good images from which on a threshold says something."""
 
+RULE = ("threshold", "min_area", "min_peak")
+"""What a calibration decides by, and a result names."""
 CALIBRATION_PIXELS = 1 << 25
 """Of their stitched maps, about so many pixels are kept."""
 BATCH_PIXELS = 1 << 24
@@ -834,7 +836,8 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
     Raises
     ------
     CheckpointError
-        If the file is missing, damaged, changed, or of another run than the configuration beside it.
+        If the file is missing, damaged, changed, of another run than the configuration beside it, or of another
+        calibration than the checkpoint's.
     """
     path = Path(folder) / METRICS
     try:
@@ -843,6 +846,9 @@ def read_metrics(folder: str | Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be trusted ({error}); measure again") from error
     if values.get("run") != read_config(Path(folder))[1]:
         raise CheckpointError(f"{path} is of another run than {CONFIG} beside it; measure again")
+    decided, now = values.get("decision"), load_tensors(Path(folder) / CHECKPOINT)[1].calibration
+    if decided is not None and (now is None or any(decided.get(key) != now.get(key) for key in RULE)):
+        raise CheckpointError(f"{path} was measured before {folder} was calibrated anew; measure again")
     return values
 
 

@@ -19,14 +19,18 @@ from .datasets.folder import Split, image_tensor
 from .datasets.sources import Parts
 from .datasets.view import View
 from .decision import Share
-from .detector import AnomalyDetector, Prediction, fitted
+from .detector import AnomalyDetector, Calibration, Prediction, fitted
+from .errors import MlffnError
 from .evaluation import write_measured
 from .figures import curve_figure, heatmap_panel, image_curves, overlay, save_figure, training_curves
 from .ownership import own
 from .page import Gallery, ReportFigure, Tile, write_report
+from .storage import METRICS
 
 REPORT = "report.html"
 PANEL = "heatmaps.png"
+EVALUATION, SUPERSEDED = "evaluation", "superseded"
+"""In a run folder: what was measured on other data, and what was measured before the run was calibrated anew."""
 TILES = 300
 """Pictures, at most; of more test images those with the highest and the lowest scores."""
 SIDE = 192
@@ -97,6 +101,27 @@ def measure_and_report(
         else:
             write_measured(folder, about, prediction.scores, prediction.maps, parts.test)
         return about, write_run_report(folder, detector, parts, about, prediction, command=command)
+
+
+def set_aside(run: Path, old: Calibration) -> Path | None:
+    """Move what a run folder holds of results with its old calibration into a folder named by that; returns it.
+
+    Metrics, curves, report and evaluations go: where results stand, they are those of the threshold in the checkpoint.
+    None where there was nothing. A MlffnError says that the disk does not take it.
+    """
+    names = (METRICS, REPORT, PANEL, EVALUATION)
+    found = [path for path in (*(run / name for name in names), *sorted(run.glob("curve_*.csv"))) if path.exists()]
+    if not found:
+        return None
+    number = 1 + len([*(run / SUPERSEDED).glob("*")])
+    place = run / SUPERSEDED / f"{number}_threshold_{old.threshold:.6g}"
+    try:
+        place.mkdir(parents=True)
+        for path in found:
+            path.rename(place / path.name)
+    except OSError as error:
+        raise MlffnError(f"cannot move results in {run}: {error.strerror or error}; nothing was calibrated") from error
+    return place
 
 
 def _rates(decision: dict[str, Any]) -> pd.DataFrame:

@@ -140,9 +140,12 @@ class View:
             raise ValueError(f"{box} is no box")
         try:
             view = cls(None if box is None else tuple(box), base64.b64decode(values["ignore"], validate=True))
+        except binascii.Error as error:
+            raise ValueError(f"the mask of ignored pixels is damaged ({error})") from error
+        try:
             if view.png:
                 _mask(view.png)
-        except (binascii.Error, OSError) as error:
+        except Exception as error:  # on damaged or huge files Pillow raises anything
             raise ValueError(f"the mask of ignored pixels is damaged ({error})") from error
         if view.digest != values["ignore_sha256"]:
             raise ValueError("the mask of ignored pixels is damaged")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import io
 import json
 import math
 import shutil
@@ -13,7 +16,10 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
+from mlffn_lite.datasets.folder import AnomalyFolder
+from mlffn_lite.datasets.view import View
 from mlffn_lite.detector import AnomalyDetector, read_metrics
 from mlffn_lite.errors import CheckpointError, MlffnError
 from mlffn_lite.network import MLFFN
@@ -144,6 +150,13 @@ def test_tensors_that_fit_nothing_are_one_line(change: Any, run: Path, tmp_path:
     refused(lambda: AnomalyDetector.load(copy))
 
 
+def test_weights_of_zero_are_refused_or_give_finite_scores(run: Path, folder: AnomalyFolder, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    forge(copy / CHECKPOINT, lambda state: None, change_all(torch.zeros_like))
+    with contextlib.suppress(CheckpointError):
+        assert AnomalyDetector.load(copy).predict(folder.test.paths[:1]).maps.isfinite().all()
+
+
 @pytest.mark.parametrize(
     "name", ["optimizer.999.exp_avg", "optimizer.a.b", "optimizer.0", "optimizer.0.junk", "optimizer.-1.step"]
 )
@@ -201,6 +214,33 @@ def test_a_configuration_of_another_run_is_refused(run: Path, tmp_path: Path) ->
     assert "another run" in refused(lambda: read_metrics(copy))
     (copy / CONFIG).write_text(SETTINGS.to_toml())
     assert "changed by hand" in refused(lambda: AnomalyDetector.load(copy))
+
+
+def test_results_of_an_earlier_calibration_are_refused(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "copy"))
+    threshold = read_metrics(copy)["decision"]["threshold"]
+    for changed in ({"threshold": threshold + 1}, {"threshold": threshold, "min_area": 3}):
+        detector = AnomalyDetector.load(copy)
+        detector.calibrate(**changed)
+        detector.save(copy)
+        assert "calibrated anew" in refused(lambda: read_metrics(copy))
+    detector.calibrate(min_area=0)
+    detector.save(copy)
+    assert read_metrics(copy)["decision"]["threshold"] == threshold
+
+
+def test_a_mask_of_ignored_pixels_that_is_a_bomb_or_broken_is_one_line(run: Path, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.new("1", (20_000, 20_000)).save(stream, "PNG")
+    huge = stream.getvalue()
+    stream = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).random((64, 64)) > 0.5).save(stream, "PNG")
+    broken = stream.getvalue()[:-30] + b"IDAT" + bytes(26)
+    for number, png in enumerate((huge, broken)):
+        copy = Path(shutil.copytree(run, tmp_path / str(number)))
+        view = {"box": None, "ignore": base64.b64encode(png).decode(), "ignore_sha256": View(None, png).digest}
+        forge(copy / CHECKPOINT, put("view", view))
+        refused(lambda copy=copy: AnomalyDetector.load(copy))  # type: ignore[misc]
 
 
 def test_a_checkpoint_without_a_digest_is_refused(run: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from mlffn_lite.detector import AnomalyDetector, read_metrics
 from mlffn_lite.errors import MlffnError
 from mlffn_lite.heatmaps import write_predictions
 from mlffn_lite.network import MLFFN
-from mlffn_lite.run_report import write_run_report
+from mlffn_lite.run_report import set_aside, write_run_report
 from mlffn_lite.storage import CHECKPOINT, CONFIG, load_tensors, read_config
 from mlffn_lite.studies.report import write_reports
 from mlffn_lite.studies.store import Store
@@ -164,12 +164,14 @@ def test_a_calibration_leaves_the_old_threshold_or_the_new(run: Path, empty: Pat
     def work(place: Path) -> None:
         detector = AnomalyDetector.load(place)
         detector.calibrate(threshold=123.0)
+        set_aside(place, old)
         detector.save(place)
 
     def check(place: Path) -> None:
         found = AnomalyDetector.load(place).calibration
         assert found is not None
         assert found.threshold in (old.threshold, 123.0)
+        assert not (place / "metrics.json").exists() or found == old
 
     every_write(work, check, empty, tries)
 

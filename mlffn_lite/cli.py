@@ -17,7 +17,7 @@ from typer.core import TyperGroup
 from . import __version__, registry
 from .config import PRESETS, Config
 from .datasets.commands import data_app
-from .deploy.commands import Engine, RunOrFile, export, say_left_out, serve, watch
+from .deploy.commands import Engine, RunOrFile, export, say, say_left_out, serve, watch
 from .errors import CheckpointError, ConfigError, DataError, MlffnError, UnreadableError, extra, first_line
 from .escaped import printable
 from .labels import METRIC_LABELS
@@ -167,7 +167,6 @@ def train(
     if config.train.batch < devices:
         raise ConfigError(f"--devices {devices} must be at most train.batch = {config.train.batch}")
 
-    from .datasets.listing import searched_folders, unused_folders
     from .datasets.sources import open_source
     from .datasets.verify import training_notices
     from .datasets.view import View
@@ -177,11 +176,8 @@ def train(
 
     use_threads(threads)
     parts = open_source(data, config.data, skip_bad=skip_bad)
-    places = searched_folders(data, config.data.good, config.data.bad) if config.data.source == "folder" else []
-    for place in places or sorted({p.parent for p in (*parts.train.paths, *parts.test.paths)}):
-        say_left_out(place, config.data.recursive)
-    for line in [*unused_folders(data, config.data.good, config.data.bad), *training_notices(parts)]:
-        print(f"mlffn: {printable(line)}", file=sys.stderr)
+    _say_unread(data, config, parts)
+    say(training_notices(parts))
     fabric = launch(config, devices) if devices > 1 else None
     first = fabric is None or fabric.global_rank == 0  # of the processes, to speak for all
     options = {} if fabric is None else {"fabric": fabric}
@@ -220,12 +216,15 @@ def evaluate(
     skip_bad: SkipBad = False,
 ) -> None:
     """Measure a trained detector on the test images of a folder: metrics, curves as CSV, and a report."""
+    from .datasets.verify import measuring_notices
     from .detector import AnomalyDetector, fitted
     from .run_report import measure_and_report
 
     use_threads(threads)
     detector = AnomalyDetector.load(run, device=device)
     parts = detector.open(data, skip_bad=skip_bad)
+    _say_unread(data, detector.config, parts)
+    say(measuring_notices(parts))
     target = folder or run / "evaluation" / data.resolve().name
     result, page = measure_and_report(detector, parts, target, _command())
     print_metrics(result)
@@ -249,24 +248,30 @@ def calibrate(
 ) -> None:
     """Choose when an image is called anomalous, from good images or by hand, and say what that promises.
 
-    Without images it goes by the scores that the run keeps: of validation/good, or of the training images.
+    Without images it goes by the scores that the run keeps: of validation/good, or of the training images. Metrics and
+    reports of the old decision are moved to RUN/superseded.
     """
-    from .detector import AnomalyDetector
+    from .detector import AnomalyDetector, fitted
     from .heatmaps import collect_images
-    from .storage import METRICS, read_config
+    from .run_report import set_aside
+    from .storage import read_config
 
     use_threads(threads)
     chosen = {"false_alarms": false_alarms, "threshold": threshold, "min_area": min_area, "min_peak": min_peak}
     if not good and all(value is None for value in chosen.values()):
         raise ConfigError("say what to change: give good images, --false-alarms, --threshold, --min-area or --min-peak")
     read_config(run)  # before a lock is put there
+    for place in good or ():
+        say_left_out(place, False)
     with own(run):
         detector = AnomalyDetector.load(run, device=device)
+        old = fitted(detector)
         calibration = detector.calibrate(collect_images(good) if good else None, **chosen)  # type: ignore[arg-type]
+        aside = set_aside(run, old) if calibration != old else None
         detector.save(run)
     out.print(f"Decision: {calibration.describe()}")
-    if (run / METRICS).exists():
-        out.print(f"{run / METRICS} still tells of the old one; `mlffn evaluate` measures the new.")
+    if aside is not None:
+        out.print(f"Results with the old one are in {aside} now; `mlffn evaluate` measures the new.")
 
 
 @app.command()
@@ -337,6 +342,18 @@ def show_config(
     """Print a preset as TOML, to change and give to `train --config`, or what an editor needs to check such a file."""
     chosen = Config.preset(preset)
     out.print(json.dumps(Config.model_json_schema(), indent=2) if schema else chosen.to_toml().strip())
+
+
+def _say_unread(data: Path, config: Config, parts: Any) -> None:
+    """Name what the folders of the data hold that is not read."""
+    from .datasets.listing import searched_folders, unused_folders
+
+    asked = config.data
+    places = searched_folders(data, asked.good, asked.bad) if asked.source == "folder" else []
+    named = {p.parent for p in (*parts.train.paths, *parts.test.paths) if p.is_file()}
+    for place in places or sorted(named):
+        say_left_out(place, asked.recursive)
+    say(unused_folders(data, asked.good, asked.bad))
 
 
 def _run_folder(data: Path) -> Path:

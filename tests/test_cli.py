@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from systems import signals
+from systems import links, signals
 
 import mlffn_lite
 from mlffn_lite import cli
@@ -122,6 +122,12 @@ def test_calibrate_changes_verdicts_and_says_what_it_promises(
     code, out, _ = run("calibrate", mine, "--threshold", "-1e9")
     assert (code, "Decision: threshold -1e+09" in out) == (0, True)
     assert "no promise" in out  # of a network that was trained on the images
+    aside = mine / "superseded/1_threshold_"
+    (aside,) = aside.parent.glob(f"{aside.name}*")
+    assert str(aside) in out
+    assert {"metrics.json", "report.html", "heatmaps.png"} <= {p.name for p in aside.iterdir()}
+    assert not {"metrics.json", "report.html", "evaluation"} & {p.name for p in mine.iterdir()}
+    assert "superseded" not in run("calibrate", mine, "--threshold", "-1e9")[1]  # nothing has changed
     assert run(*words, tmp_path / "a")[0] == 0
     assert set(pd.read_csv(tmp_path / "a/scores.csv")["verdict"]) == {"NOK"}
     code, out, _ = run("calibrate", mine, parts / "test/good", "--false-alarms", "0.3")
@@ -426,6 +432,23 @@ def test_a_bad_image_is_an_error_and_the_others_are_judged(
         run("predict", trained, parts / "test/good", "--out", tmp_path / "r", "--pictures", "gif")
     )
     assert "File name too long" in error_of(run("evaluate", "r" * 5000, parts))
+
+
+@links
+def test_what_is_not_read_or_tested_twice_is_said(run: Run, trained: Path, copy: Path) -> None:
+    (copy / "test/scratch/x.png").symlink_to("/nowhere/1.png")
+    (copy / "test/hole").mkdir()
+    (copy / "test/hole/y.png").symlink_to("/nowhere/2.png")
+    shutil.copy(copy / "train/good/000.png", copy / "test/good/again.png")
+    Image.new("1", (64, 64)).save(copy / "ground_truth/scratch/001_mask.png")
+    code, _, errors = run("evaluate", trained, copy)
+    assert code == 0
+    for name in ("x", "y"):
+        assert f"left out 1 links that lead nowhere: {name}.png" in errors
+    assert "1 of 9 test images are training images" in errors
+    assert "1 of 9 test images have an empty mask" in errors
+    errors = run("calibrate", trained, copy / "test/scratch", "--threshold", "nan")[2]
+    assert "left out 1 links that lead nowhere: x.png" in errors
 
 
 def test_download_of_an_unknown_set_names_the_known(run: Run, tmp_path: Path) -> None:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image
+from torch import Tensor
 
 from ..errors import DataError
 from .folder import (
     Entry,
     Layout,
     Parts,
+    Split,
     image_tensor,
     left_out,
     map_threads,
@@ -34,6 +36,8 @@ from .listing import find_layout, searched_folders, unused_folders
 
 FEWEST = 10
 """Good images below which a notice says that there are few."""
+_TWELVE_BITS = 1 << 12
+_DARK = "16 bits of which at most 12 are used: it is read as nearly black; multiply its values by 16"
 _FEW = "{} good images are few: thresholds promise little, and what varies is hardly known"
 
 
@@ -101,8 +105,9 @@ def verify(root: str | Path, *, good: str = "", bad: Sequence[str] = (), recursi
     good image, or of no image; the same pixels in the training and the test split. Notices: a defective image without
     a mask; a mask that is not binary or marks every pixel; the same pixels twice in one split; a test split with good
     or with defective images only; folders below ``train`` that are not used; fewer than ten good images, or images
-    that are constant; an image of several pages or frames, of which the first is read; one that its EXIF tag turns, and
-    whose mask has no such tag; files and folders that are left out, by reason. What several images share is one line.
+    that are constant; an image of 16 bits that uses 12 or fewer; one of several pages or frames, of which the first is
+    read; one that its EXIF tag turns, and whose mask has no such tag; files and folders that are left out, by reason.
+    What several images share is one line.
 
     Parameters
     ----------
@@ -153,6 +158,8 @@ def _inspect(entry: Entry) -> tuple[list[Finding], tuple[str, str] | None, bytes
         about = times(image), image.mode
         if all(low == high for low, high in _extrema(image)):
             found.append(Finding(entry.path, "every pixel has the same colour", fault=False))
+        elif image.mode.startswith("I") and max(high for _, high in _extrema(image)) < _TWELVE_BITS:
+            found.append(Finding(entry.path, _DARK, fault=False))
         digest = hashlib.sha256(about[0].encode() + image_tensor(image, None).numpy().tobytes()).digest()
     if not entry.has_mask:
         found.append(Finding(entry.path, "no mask; pixel metrics cannot use it", fault=False))
@@ -193,21 +200,42 @@ def training_notices(parts: Parts) -> list[str]:
         said.append(_FEW.format(len(train)))
     seen: dict[bytes, int] = {}
     constant = 0
-    for i in range(len(train)):
-        pixels = train.batch([i])[0][0]
+    for i, (pixels, _) in enumerate(_samples(train)):
         constant += bool((pixels == pixels[:, :1, :1]).all())
-        seen.setdefault(hashlib.sha256(pixels.numpy().tobytes()).digest(), i)
+        seen.setdefault(_digest(pixels), i)
     if constant:
         said.append(f"{constant} of {len(train)} training images have the same colour everywhere")
     if len(seen) < len(train):
         said.append(f"{len(train) - len(seen)} of {len(train)} training images are the same as others of them")
-    if not parts.overlap:
-        tested = (
-            hashlib.sha256(parts.test.batch([i])[0][0].numpy().tobytes()).digest() for i in range(len(parts.test))
-        )
-        if shared := sum(digest in seen for digest in tested):
-            said.append(f"{shared} of {len(parts.test)} test images are training images: the numbers look too good")
-    return said
+    return said + measuring_notices(parts, set(seen))
+
+
+def measuring_notices(parts: Parts, trained: set[bytes] | None = None) -> list[str]:
+    """Say what makes metrics doubtful: test images that are training images, defects with empty masks.
+
+    ``trained`` are the digests of the training images, where they are known.
+    """
+    if parts.overlap:
+        return []
+    trained = {_digest(pixels) for pixels, _ in _samples(parts.train)} if trained is None else trained
+    shared = empty = 0
+    for entry, (pixels, mask) in zip(parts.test.entries, _samples(parts.test), strict=True):
+        shared += _digest(pixels) in trained
+        empty += entry.mask is not None and not mask.any()
+    several = f"of {len(parts.test)} test images"
+    said = [f"{shared} {several} are training images: the numbers look too good"] if shared else []
+    return said + ([f"{empty} {several} have an empty mask, as if nothing were wrong with them"] if empty else [])
+
+
+def _samples(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield every image with its mask."""
+    for i in range(len(split)):
+        images, masks = split.batch([i])
+        yield images[0], masks[0]
+
+
+def _digest(pixels: Tensor) -> bytes:
+    return hashlib.sha256(pixels.numpy().tobytes()).digest()
 
 
 def _relative(path: Path, root: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -122,8 +122,13 @@ def say_left_out(folder: Path, recursive: bool) -> None:
     """Name what a folder of images holds that is not read."""
     from ..datasets.folder import left_out
 
-    for place, line in left_out(folder, recursive):
-        print(f"mlffn: {printable(f'{place}: left out {line}')}", file=sys.stderr)
+    say([f"{place}: left out {line}" for place, line in left_out(folder, recursive)])
+
+
+def say(notices: Sequence[str]) -> None:
+    """Print what is worth knowing and no fault, a line each."""
+    for line in notices:
+        print(f"mlffn: {printable(line)}", file=sys.stderr)
 
 
 def _say(row: dict[str, Any]) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import json
 import math
 import warnings
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -35,18 +36,24 @@ from .datasets.folder import (
 )
 from .datasets.view import Box, View
 from .decision import Region
-from .detector import PREDICT_BATCH, AnomalyDetector, Calibration, batch_size, fitted
+from .detector import PREDICT_BATCH, RULE, AnomalyDetector, Calibration, batch_size, fitted
 from .errors import DataError, MlffnError
 from .figures import encode_png, overlay
 from .ownership import own
+from .sealed import read_regular
 from .storage import write_atomic, write_json
 
 SCORES, REGIONS, COCO = "scores.csv", "regions.csv", "regions.json"
+RULE_FILE = ".rule.json"
+"""Beside the tables: by what they decide, for who goes on with them."""
 OK, NOK, ERROR = "OK", "NOK", "ERROR"
 """Verdicts: good, anomalous, and not judged."""
 
 SCORE_COLUMNS = ("image", "verdict", "score", "threshold", "regions", "picture", "error")
+SCORE_NUMBERS = ("score", "threshold", "regions")
 REGION_COLUMNS = ("image", "region", "x", "y", "width", "height", "area", "peak", "peak_x", "peak_y")
+LONGEST_NAME = 200
+"""Bytes that a file's name may have, less what is put behind it."""
 WRITERS = 2
 """Threads that write pictures, and as many that read images ahead."""
 NOT_FINITE = "its score is not finite; fit again"
@@ -117,7 +124,7 @@ def judge(
     """
     name = name or image
     loaded = _load(image, detector.shape, detector.view, outputs, name)
-    with lock or nullcontext():
+    with lock or contextlib.nullcontext():
         (heat,) = _heats(detector, [loaded])
     row, regions = _judge(name, loaded, heat, fitted(detector), detector.view)
     return Judged(row, regions, loaded.pixels is not None, loaded, heat)
@@ -150,7 +157,8 @@ def write_predictions(
     outputs : Outputs, optional
         What is written for every image.
     resume : bool
-        Go on with the tables in ``folder``: images judged OK or NOK there are not judged again.
+        Go on with the tables in ``folder``: images judged OK or NOK there are not judged again, but for the first, by
+        which another detector is noticed.
     coco : bool
         Write the regions as ``regions.json`` in COCO's format too.
     progress : bool
@@ -166,7 +174,7 @@ def write_predictions(
     Raises
     ------
     DataError
-        If there is no image, or the output would lie among the input.
+        If there is no image, the output would lie among the input, or tables to go on with are not this detector's.
     MlffnError
         If a file cannot be written.
     """
@@ -176,6 +184,9 @@ def write_predictions(
             raise DataError(
                 f"--out {folder} is a folder of images to judge; write elsewhere, or pictures get among them"
             )
+    root = folder.resolve().parents[:2]
+    if len(root) == 2 and root[0].name in ("train", "test", "ground_truth") and (root[1] / "train/good").is_dir():
+        raise DataError(f"--out {folder} lies in the data {root[1]}; write elsewhere, or pictures become images of it")
     paths = collect_images(images)
     with own(folder):
         table, several = _write_all(detector, paths, folder, outputs, resume, coco, progress)
@@ -199,7 +210,12 @@ def _write_all(
     scale, names = fitted(detector), dict(zip(paths, _unique_names(paths), strict=True))
     rows, regions = _kept(folder, {escaped.name(p) for p in paths}) if resume else ([], [])
     done = {row["image"] for row in rows}
+    if rows:
+        _same_detector(folder, rows, {escaped.name(p): p for p in paths}, detector)
     left = [p for p in paths if escaped.name(p) not in done]
+    if not rows:
+        _clear(folder)
+    write_json(folder / RULE_FILE, _rule(scale))
     tables = Tables(folder, rows, regions)
     bar = tqdm(total=len(paths), initial=len(done), unit="image", disable=not progress, delay=2)
     with tables, ThreadPoolExecutor(WRITERS) as readers, ThreadPoolExecutor(WRITERS) as writers, bar:
@@ -403,22 +419,81 @@ def kept_lines(folder: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]
             return [], []
         try:
             with path.open(newline="", encoding="utf-8") as stream:
-                lines = [{k: escaped.uncell(v) if v else v for k, v in x.items()} for x in csv.DictReader(stream)]
+                read = csv.DictReader(stream)
+                lines = [{k: escaped.uncell(v) if isinstance(v, str) else v for k, v in row.items()} for row in read]
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise DataError(f"{path} cannot be read ({error}); remove it to begin anew") from error
         if lines and set(lines[0]) - {None} != set(columns):
             raise DataError(f"{path} has other columns than {', '.join(columns)}; write to another folder")
-        found.append([line for line in lines if None not in line.values()])  # one that broke off is judged again
+        # One that broke off is judged again.
+        found.append([line for line in lines if None not in line and None not in line.values()])
     rows = [x for x in found[0] if x["verdict"] in (OK, NOK)]
     known = {x["image"] for x in rows}
-    return rows, [x for x in found[1] if x["image"] in known]
+    regions = [x for x in found[1] if x["image"] in known]
+    for name, lines, numbers in ((SCORES, rows, SCORE_NUMBERS), (REGIONS, regions, REGION_COLUMNS[1:])):
+        if any(not _number(line[column]) for line in lines for column in numbers):
+            raise DataError(f"{folder / name} holds what is no number; remove it to begin anew")
+    return rows, regions
+
+
+def _number(text: str) -> bool:
+    """Whether a text of a table is a finite number."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _kept(folder: Path, wanted: set[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Return the lines of the wanted images that an earlier call judged."""
     rows, regions = kept_lines(folder)
-    last = {x["image"]: x for x in rows if x["image"] in wanted}
+    drawn = [x for x in rows if not x["picture"] or (folder / x["picture"]).exists()]
+    last = {x["image"]: x for x in drawn if x["image"] in wanted}
     return list(last.values()), [x for x in regions if x["image"] in last]
+
+
+def _rule(scale: Calibration) -> dict[str, Any]:
+    """Return what verdicts depend on beside the scores."""
+    return {key: getattr(scale, key) for key in RULE}
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier call has drawn here, as its table says, and its regions as COCO."""
+    try:
+        with (folder / SCORES).open(newline="", encoding="utf-8") as stream:
+            named = [escaped.uncell(row.get("picture") or "") for row in csv.DictReader(stream)]
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return
+    (folder / COCO).unlink(missing_ok=True)
+    for picture in named:
+        stem, mark, _ = picture.rpartition("_heatmap.")
+        if not mark or Path(picture).name != picture:  # none of ours
+            continue
+        for name in (picture, f"{stem}_map.npy", f"{stem}_map.tiff", f"{stem}_mask.png"):
+            (folder / name).unlink(missing_ok=True)
+
+
+def _same_detector(folder: Path, rows: list[dict[str, Any]], paths: dict[str, Path], detector: AnomalyDetector) -> None:
+    """Refuse to go on with the verdicts of another detector, of another threshold, or about other images.
+
+    The first image that was judged is judged again; an engine's rounding is allowed for.
+    """
+    scale, first, advice = fitted(detector), rows[0], "write to another folder, or judge all anew without --resume"
+    if other := {row["threshold"] for row in rows if float(row["threshold"]) != scale.threshold}:
+        raise DataError(
+            f"{folder / SCORES} holds verdicts at the threshold {min(other)}, not {scale.threshold}; {advice}"
+        )
+    with contextlib.suppress(FileNotFoundError):  # an earlier version wrote none
+        try:
+            same = json.loads(read_regular(folder / RULE_FILE)) == _rule(scale)
+        except (ValueError, RecursionError):
+            same = False
+        if not same:
+            raise DataError(f"{folder / SCORES} holds verdicts by another smallest area or peak; {advice}")
+    now = judge(detector, paths[first["image"]], Outputs("none")).row
+    same = [first["verdict"], int(float(first["regions"]))] == [now["verdict"], now["regions"]]
+    if not same or abs(float(first["score"]) - now["score"]) > 1e-3 * (scale.high - scale.low):
+        raise DataError(f"{folder / SCORES} is of another detector, or {first['image']} has changed; {advice}")
 
 
 def _coco(rows: list[dict[str, Any]], regions: list[dict[str, Any]]) -> dict[str, Any]:
@@ -429,8 +504,8 @@ def _coco(rows: list[dict[str, Any]], regions: list[dict[str, Any]]) -> dict[str
             "id": i + 1,
             "image_id": numbers[r["image"]],
             "category_id": 1,
-            "bbox": [int(r[k]) for k in ("x", "y", "width", "height")],
-            "area": int(r["area"]),
+            "bbox": [int(float(r[k])) for k in ("x", "y", "width", "height")],
+            "area": int(float(r["area"])),
             "score": float(r["peak"]),
             "iscrowd": 0,
         }
@@ -466,11 +541,12 @@ def _unique_names(paths: Sequence[Path]) -> list[str]:
     stems = Counter(p.stem for p in paths)
     for path in paths:
         name = path.stem if stems[path.stem] == 1 else f"{path.parent.name}_{path.stem}"
+        name = escaped.name(name).encode()[:LONGEST_NAME].decode(errors="ignore")
         candidate, number = name, 2
         while candidate in names:
             candidate, number = f"{name}_{number}", number + 1
         names[candidate] = None
-    return [escaped.name(name) for name in names]
+    return list(names)
 
 
 def not_judged(table: pd.DataFrame) -> str:

@@ -139,6 +139,64 @@ def test_it_goes_on_where_it_broke_off(
         write_predictions(fitted, paths, tmp_path / "out", resume=True, progress=False)
 
 
+@pytest.mark.parametrize("what", ["threshold", "area", "image", "no number", "too many"])
+def test_it_does_not_go_on_with_verdicts_of_another_detector(
+    what: str, fitted: AnomalyDetector, folder: AnomalyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, out = [tmp_path / p.name for p in folder.test.paths[-2:]], tmp_path / "out"
+    for image, path in zip(images, folder.test.paths[-2:], strict=True):
+        image.write_bytes(path.read_bytes())
+    monkeypatch.setattr(fitted, "calibration", fitted.calibration)  # and back
+    write_predictions(fitted, images[:1], out, progress=False)
+    lines = (out / "scores.csv").read_text().splitlines()
+    match what:
+        case "threshold":
+            fitted.calibrate(threshold=123.0)
+        case "area":
+            fitted.calibrate(min_area=10**6)
+        case "image":
+            images[0].write_bytes(folder.test.paths[0].read_bytes())
+        case "no number":
+            (out / "scores.csv").write_text("\n".join([lines[0], lines[1].replace("OK,", "OK,nan")]))
+        case "too many":
+            (out / "scores.csv").write_text("\n".join([lines[0], lines[1] + ",more"]))
+    if what == "too many":  # such a line is none, and its image is judged anew
+        table = write_predictions(fitted, images, out, resume=True, coco=True, progress=False)
+        assert len(table) == 2
+        return
+    message = {"threshold": "not 123", "no number": "no number", "area": "smallest area"}.get(what, "another detector")
+    with pytest.raises(DataError, match=message):
+        write_predictions(fitted, images, out, resume=True, coco=True, progress=False)
+
+
+def test_long_names_are_cut_and_old_pictures_go(fitted: AnomalyDetector, folder: AnomalyFolder, tmp_path: Path) -> None:
+    images, out = [tmp_path / f"{'ü' * 120}{i}.png" for i in range(2)], tmp_path / "out"
+    for image, path in zip(images, folder.test.paths, strict=False):
+        image.write_bytes(path.read_bytes())
+    outputs = Outputs(maps="npy", masks=True)
+    table = write_predictions(fitted, images, out, outputs=outputs, coco=True, progress=False)
+    assert "ERROR" not in set(table["verdict"])
+    assert len({*table["picture"]} & {p.name for p in out.iterdir()}) == 2
+    (out / table["picture"][1]).unlink()  # as if it had ended before this was written
+    resumed = write_predictions(fitted, images, out, resume=True, progress=False)
+    assert all((out / picture).is_file() for picture in resumed["picture"])
+    (out / "mine.txt").write_text("stays")
+    outside = tmp_path / "x_heatmap.png"
+    outside.write_text("stays")
+    with (out / "scores.csv").open("a") as file:
+        file.write("a,OK,0,0,0,../x_heatmap.png,\n")
+    again = write_predictions(fitted, folder.test.paths[:1], out, progress=False)
+    assert {p.name for p in out.glob("[!.]*")} == {"scores.csv", "regions.csv", "mine.txt", again["picture"][0]}
+    assert outside.exists()
+
+
+def test_pictures_do_not_become_data(fitted: AnomalyDetector, parts: Path) -> None:
+    for place in ("test/heat", "train/good", "ground_truth/heat", "test/scratch"):
+        with pytest.raises(DataError, match="write elsewhere"):
+            write_predictions(fitted, [parts / "test/scratch"], parts / place, progress=False)
+    assert not (parts / "test/heat").exists()
+
+
 def test_pictures_of_huge_images_are_reduced(fitted: AnomalyDetector, tmp_path: Path) -> None:
     Image.new("RGB", (900, 300), (90, 80, 70)).save(tmp_path / "long.png")
     outputs = Outputs("jpeg", "tiff16", masks=True, longest_side=300)

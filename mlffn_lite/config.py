@@ -45,6 +45,9 @@ def _weights(group: str, *, optional: bool = False) -> AfterValidator:
     return AfterValidator(check)
 
 
+_LONGEST = 1 << 30  # pixels a side that no photograph has
+
+
 Kinds = Annotated[dict[str, Weight], _weights("kinds")]
 
 
@@ -54,7 +57,8 @@ def _crop(value: Any) -> Any:
         return value
     if isinstance(value, str) and re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*){3}", value):
         value = list(map(int, value.split(",")))
-    whole = isinstance(value, list | tuple) and len(value) == 4 and all(type(v) is int and v >= 0 for v in value)
+    whole = isinstance(value, list | tuple) and len(value) == 4
+    whole = whole and all(type(v) is int and 0 <= v < _LONGEST for v in value)
     if not whole or min(value[2:]) < 8:
         raise ValueError(f"must be auto, none or left,top,width,height in pixels, 8 or more a side, got {value!r}")
     return tuple(value)
@@ -456,7 +460,7 @@ def _words(section: type[Section], error: ErrorDetails) -> str:
 def _parse_value(text: str) -> Any:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (tomllib.TOMLDecodeError, RecursionError):
         return text  # an unquoted word, such as train.optimizer=adamw
 
 

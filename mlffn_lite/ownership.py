@@ -55,6 +55,8 @@ def own(folder: str | Path) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / LOCK).is_symlink():  # what it leads to would be emptied
+            raise OSError(f"{LOCK} is a link, which is not followed; remove it")
         lock = FileLock(folder / LOCK, thread_local=False)
         lock.acquire(blocking=False)
     except Timeout as error:
@@ -69,6 +71,7 @@ def own(folder: str | Path) -> Iterator[None]:
         with _guard:
             _held[place] = _Held(lock, thread)
         with contextlib.suppress(OSError):  # only a help for people
+            (folder / OWNER).unlink(missing_ok=True)  # it may be a link or a pipe that somebody has put there
             (folder / OWNER).write_text(json.dumps(_about()), "utf-8")
         remove_orphans(folder)
         yield

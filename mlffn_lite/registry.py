@@ -71,8 +71,12 @@ def register(group: str, name: str, found: Any) -> None:
     Raises
     ------
     ConfigError
-        If the name is taken, or ``found`` cannot be called.
+        If there is no such group, the name is taken or no word, or ``found`` cannot be called.
     """
+    if group not in BUILT_IN:
+        raise ConfigError(f"cannot register a name among {group!r}; choose one of {', '.join(BUILT_IN)}")
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise ConfigError(f"cannot register the {group[:-1]} {name!r}; choose a name of letters")
     if ":" in name or name in BUILT_IN[group] or name in _installed(group):
         raise ConfigError(f"cannot register the {group[:-1]} {name!r}; choose a name without a colon that is not taken")
     if not callable(found):
@@ -119,7 +123,7 @@ def find(group: str, name: str) -> Any:
         found = import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except Exception as error:  # a module of one's own may raise anything
+    except (Exception, SystemExit) as error:  # a module of one's own may raise anything, or be a script that ends
         why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ConfigError(
             f"cannot import the {group[:-1]} {name!r} ({why}); check the path package.module:Name"

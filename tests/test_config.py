@@ -90,6 +90,8 @@ def test_integers_become_floats_where_floats_belong() -> None:
         ("method=3", "method must be a word"),
         ("loss.gamma=nan", "loss.gamma"),
         ("train.batch=1", "between 2 and"),
+        ("data.crop=[0, 0, 9, 1" + 30 * "0" + "]", "left,top,width,height"),
+        ("train.optimizer=" + 5000 * "[", "is unknown"),
     ],
 )
 def test_bad_values_are_named(assignment: str, message: str) -> None:
@@ -125,6 +127,9 @@ def test_unreadable_files_are_named(tmp_path: Path) -> None:
         Config.load(bad)
     bad.write_text("train = 3\n")
     with pytest.raises(ConfigError, match="must be a table"):
+        Config.load(bad)
+    bad.write_text("a = " + 50_000 * "[")
+    with pytest.raises(ConfigError, match=r"bad\.toml is not valid TOML"):
         Config.load(bad)
     bad.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=r"bad\.toml"):

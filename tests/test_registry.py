@@ -79,11 +79,17 @@ def test_a_function_that_breaks_a_kinds_contract_is_named(monkeypatch: pytest.Mo
         ("scar", shade, "cannot register the kind 'scar'; choose a name without a colon that is not taken"),
         ("my:shade", shade, "cannot register the kind 'my:shade'"),
         ("shade", 3, "cannot register the kind 'shade': 3 is neither a class nor a function"),
+        *(
+            (name, shade, f"cannot register the kind {name!r}; choose a name of letters")
+            for name in ("", " ", "a\nb", 3)
+        ),
     ],
 )
 def test_what_cannot_be_registered_is_refused(name: str, found: object, message: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(message)):
         registry.register("kinds", name, found)
+    with pytest.raises(ConfigError, match="choose one of methods, kinds, terms"):
+        registry.register("kind", name, found)
     assert not registry.OWN["kinds"]
 
 
@@ -120,6 +126,13 @@ def test_a_class_without_a_name_is_called_by_its_import_path() -> None:
     assert registry.name_of("methods", PaDiM) == "padim"
     assert registry.name_of("methods", ConfettiNoise) == "mlffn_lite.pseudo:ConfettiNoise"
     assert registry.name_of("methods", Local).startswith(f"{__name__}:")
+
+
+def test_a_script_that_ends_where_it_is_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ends_itself.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=r"cannot import the method 'ends_itself:Method' \(SystemExit: 0\)"):
+        registry.find("methods", "ends_itself:Method")
 
 
 @pytest.mark.parametrize(

@@ -116,11 +116,21 @@ def test_killed_between_checkpoints_resumes_from_the_last(split: Any, tmp_path: 
 
 
 @signals
-def test_sigterm_keeps_a_checkpoint_and_restores_handlers(split: Any, tmp_path: Path) -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+@pytest.mark.parametrize("names", [["SIGTERM"], ["SIGHUP"], ["SIGINT", "SIGINT"], ["SIGHUP", "SIGTERM"]])
+def test_signals_keep_a_checkpoint_and_restore_handlers(names: list[str], split: Any, tmp_path: Path) -> None:
+    numbers = [getattr(signal, name) for name in names]
+    before = [signal.getsignal(number) for number in numbers]
+
+    class Stop(StopAfter):
+        def batch(self, indices: Any) -> Any:
+            if self.left == 1:
+                for number in numbers[1:]:
+                    os.kill(os.getpid(), number)
+            return super().batch(indices)
+
     with pytest.raises(Interrupted, match="step 2"):
-        trainer(tiny(), tmp_path).fit(StopAfter(split, 2, signal.SIGTERM), progress=False)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+        trainer(tiny(), tmp_path).fit(Stop(split, 2, numbers[0]), progress=False)
+    assert [signal.getsignal(number) for number in numbers] == before
     assert (tmp_path / "checkpoint.safetensors").exists()
 
 

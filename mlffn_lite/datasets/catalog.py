@@ -213,6 +213,8 @@ def _from_elpv(raw: Path, out: Path) -> None:
     rows = [line.split() for line in table.read_text(encoding="utf-8").splitlines() if line.strip()]
     for kind in CATALOG["elpv"].categories:
         cells = [(_inside(table.parent, name), float(p)) for name, p, of in rows if of == kind]
+        if bad := [p for _, p in cells if not 0 <= p <= 1]:
+            raise ValueError(f"{bad[0]} is no probability")
         good = [image for image, p in cells if p == 0]
         for i, image in enumerate(good):
             _move(image, out / kind / ("train" if 5 * i < 4 * len(good) else "test") / "good" / image.name)

@@ -45,9 +45,7 @@ def find_layout(root: str | Path, good: str = "", bad: Sequence[str] = (), recur
         raise DataError("data.bad needs data.good too: the folder of the good images")
     if not root.is_dir():
         raise DataError(f"data folder {root} does not exist; check the path")
-    twice = {name for name in (good, *bad) if (good, *bad).count(name) > 1}
-    if twice:
-        raise DataError(f"{min(twice)} is named twice among good and bad folders; name each once")
+    _check_names(root, [good, *bad], recursive)
     kept, held = _shared([Entry(p) for p in _images(root, good, recursive)], testing=bool(bad))
     test = held
     for name in bad:
@@ -67,6 +65,21 @@ def searched_folders(root: str | Path, good: str = "", bad: Sequence[str] = ()) 
     else:
         found = [root]
     return [place for place in found if place.is_dir()]
+
+
+def _check_names(root: Path, names: Sequence[str], recursive: bool) -> None:
+    """Refuse names of folders by which an image would be good and bad, be its own mask, or lie elsewhere."""
+    places = [(root / name).resolve() for name in names]
+    for i, (name, place) in enumerate(zip(names, places, strict=True)):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"{name} must be the name of a folder in {root}")
+        for other, beside in zip(names[:i], places[:i], strict=True):
+            if place == beside:
+                raise DataError(f"{name} is named twice among good and bad folders; name each once")
+            if recursive and (place in beside.parents or beside in place.parents):
+                raise DataError(
+                    f"of {other} and {name} one lies in the other; name folders apart, or leave --recursive"
+                )
 
 
 def unused_folders(root: str | Path, good: str, bad: Sequence[str]) -> list[str]:
@@ -134,6 +147,8 @@ def _entry(row: dict[str, str], source: Path, number: int) -> tuple[str, Entry]:
     defect = "good" if label in _GOOD else "defect" if label in _BAD else row["label"]
     if defect != "good" and split in ("train", "validation"):
         raise DataError(f"{where}: a defective image in {split}; only good ones are learned from")
+    if files.get("mask") == files["path"]:
+        raise DataError(f"{where}: the image is named as its own mask; give the mask's file, or none")
     if defect == "good" and "mask" in files:
         raise DataError(f"{where}: a good image has no mask; remove it, or label the defect")
     return split, Entry(files["path"], defect, files.get("mask"))

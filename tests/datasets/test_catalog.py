@@ -492,6 +492,19 @@ def test_tables_cannot_reach_outside(server: Server, tmp_path: Path, monkeypatch
     assert [p.name for p in (tmp_path / "data").iterdir()] == ["downloads"]
 
 
+@pytest.mark.parametrize("value", ["inf", "nan", "-1", "1e308", "2"])
+def test_what_is_no_probability_is_refused(
+    value: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(tree: Tree) -> None:
+        tree.image("images/a.png")
+        tree.text("labels.csv", f"images/a.png {value} mono")
+
+    offer("elpv", odd, ("mono",), server, tmp_path, monkeypatch)
+    with pytest.raises(DownloadError, match=r"does not have the layout .* is no probability"):
+        download("elpv", tmp_path / "data", base_url=server.url, progress=False)
+
+
 @pytest.mark.parametrize("name", [x[0] for x in LAYOUTS])
 def test_another_archive_is_refused_and_nothing_is_left(
     name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -62,6 +62,9 @@ def test_named_folders_are_good_and_bad(shop: Path) -> None:
         ("", ["NOK"], "data.bad needs data.good"),
         ("GOOD", [], "no folder GOOD; it holds NOK; OK"),
         ("OK", ["NOK", "OK"], "OK is named twice"),
+        ("OK", ["./OK/"], "is named twice"),
+        ("OK", ["../shop/NOK"], "must be the name of a folder in"),
+        (str(Path(__file__).parent), [], "must be the name of a folder in"),
     ],
 )
 def test_names_that_are_not_there_are_refused(shop: Path, good: str, bad: list[str], message: str) -> None:
@@ -69,6 +72,21 @@ def test_names_that_are_not_there_are_refused(shop: Path, good: str, bad: list[s
         find_layout(shop, good, bad)
     with pytest.raises(DataError, match="does not exist"):
         find_layout(shop / "none", "OK", ["NOK"])
+
+
+@pytest.mark.parametrize(("good", "bad"), [(".", ["NOK"]), ("OK", ["NOK", "OK/more"]), ("OK", ["."])])
+def test_no_image_is_good_and_bad(shop: Path, good: str, bad: list[str]) -> None:
+    picture(shop / "OK/more/x.png")
+    with pytest.raises(DataError, match="one lies in the other"):
+        find_layout(shop, good, bad, recursive=True)
+
+
+def test_an_image_is_not_its_own_mask(shop: Path) -> None:
+    bad = str(shop / "NOK")  # below ground_truth it would be the folder itself
+    with pytest.raises(DataError, match="must be the name of a folder in"):
+        find_layout(shop, "OK", [bad])
+    with pytest.raises(DataError, match="own mask"):
+        find_layout(listed(shop, "path,label,mask\nOK/00.png,good,\nNOK/0.png,bad,NOK/0.png\n"))
 
 
 def test_sub_folders_are_read_if_asked_for(shop: Path) -> None:
@@ -181,6 +199,14 @@ def test_pages_and_turned_images_are_said(tmp_path: Path) -> None:
     reasons = {f.path.name: f.reason for f in verify(tmp_path).notices}
     assert "only the first is read" in reasons["pages.tiff"]
     assert "its mask has no such tag" in reasons["0.jpg"]
+
+
+def test_sixteen_bits_that_are_nearly_black_are_said(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 4096, (32, 32)).astype(np.uint16)
+    for name, image in (("dark", values), ("full", values * 16)):
+        Image.fromarray(image).save(tmp_path / f"{name}.tiff")
+    dark = [f.path.name for f in verify(tmp_path).notices if "nearly black" in f.reason]
+    assert dark == ["dark.tiff"]
 
 
 def test_what_makes_training_doubtful_is_said(tmp_path: Path) -> None:

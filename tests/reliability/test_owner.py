@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import threading
 from pathlib import Path
 
 import pytest
+from systems import links
 
 from mlffn_lite.datasets.folder import AnomalyFolder
 from mlffn_lite.detector import AnomalyDetector
-from mlffn_lite.errors import BusyError
-from mlffn_lite.ownership import own
+from mlffn_lite.errors import BusyError, MlffnError
+from mlffn_lite.ownership import LOCK, OWNER, own
 
 from .conftest import CONFIG
 
@@ -61,6 +63,18 @@ def test_a_thread_may_hold_a_folder_twice_and_another_may_not(tmp_path: Path) ->
             thread.join()
     other()
     assert [text == "held" for text in said] == [False, False, True]
+
+
+@links
+@pytest.mark.parametrize("name", [OWNER, LOCK])
+def test_nothing_is_written_through_a_link_that_somebody_left(name: str, tmp_path: Path) -> None:
+    precious, folder = tmp_path / "precious", tmp_path / "run"
+    folder.mkdir()
+    precious.write_text("as it was")
+    (folder / name).symlink_to(precious)
+    with contextlib.suppress(MlffnError), own(folder):
+        assert precious.read_text() == "as it was"
+    assert precious.read_text() == "as it was"
 
 
 def test_temporary_files_of_the_dead_are_removed_and_no_others(tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ def test_scores_are_packed_exactly(values: np.ndarray, at_once: int) -> None:
         patch.setattr(streamed, "_SLICE", at_once)
         steps, larger = streamed.packed(run)
         found = streamed.unpacked(np.concatenate([steps, larger.view(np.uint8)]), len(run))
-    assert (steps.dtype, len(steps)) == (np.uint8, len(run))
+    assert steps.dtype == np.uint8
+    assert len(steps) == len(run)
     np.testing.assert_array_equal(found, run)
 
 

@@ -113,8 +113,8 @@ def set_aside(run: Path, old: Calibration) -> Path | None:
     found = [path for path in (*(run / name for name in names), *sorted(run.glob("curve_*.csv"))) if path.exists()]
     if not found:
         return None
-    number = 1 + len([*(run / SUPERSEDED).glob("*")])
-    place = run / SUPERSEDED / f"{number}_threshold_{old.threshold:.6g}"
+    taken = [int(first) for p in (run / SUPERSEDED).glob("*_*") if (first := p.name.partition("_")[0]).isdecimal()]
+    place = run / SUPERSEDED / f"{1 + max(taken, default=0)}_threshold_{old.threshold:.6g}"
     try:
         place.mkdir(parents=True)
         for path in found:

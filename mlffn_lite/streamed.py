@@ -32,7 +32,7 @@ class PixelMetrics:
 
     Scores of normal pixels are kept in temporary files as sorted runs, in about a byte each (:func:`packed`), those of
     defective pixels with their weight, in twelve; the files have no name and vanish with the process. Every defective
-    pixel is then ranked in every run. Memory: about 1 GB, whatever the number of maps.
+    pixel is then ranked in every run. Memory: about 1.5 GB, whatever the number of maps.
 
     Parameters
     ----------

@@ -128,12 +128,15 @@ def test_calibrate_changes_verdicts_and_says_what_it_promises(
     assert {"metrics.json", "report.html", "heatmaps.png"} <= {p.name for p in aside.iterdir()}
     assert not {"metrics.json", "report.html", "evaluation"} & {p.name for p in mine.iterdir()}
     assert "superseded" not in run("calibrate", mine, "--threshold", "-1e9")[1]  # nothing has changed
+    assert run("evaluate", mine, parts)[0] == 0
     assert run(*words, tmp_path / "a")[0] == 0
     assert set(pd.read_csv(tmp_path / "a/scores.csv")["verdict"]) == {"NOK"}
     code, out, _ = run("calibrate", mine, parts / "test/good", "--false-alarms", "0.3")
     assert code == 0
     good = len(list((parts / "test/good").iterdir()))
     assert f"false alarms, by {good} held out good images" in out
+    assert not (mine / "evaluation").exists()
+    assert [p.name for p in mine.glob("superseded/2_threshold_-1e+09/*")] == ["evaluation"]
     assert run("calibrate", mine, "--min-area", "1000000")[0] == 0
     assert "at least 1000000 px" in run(*words, tmp_path / "b")[1]
     assert set(pd.read_csv(tmp_path / "b/scores.csv")["verdict"]) == {"OK"}

@@ -407,7 +407,12 @@ def test_of_several_pages_the_first_is_read_and_that_is_said(
     assert f"2 of 14 images {said}" in errors
     headers: list[Any] = []
     opened = files.open_file
-    monkeypatch.setattr(files, "open_file", lambda path, *a: (headers.append(path), opened(path, *a))[1])
+
+    def counted(path: Any, *rest: Any) -> Any:
+        headers.append(path)
+        return opened(path, *rest)
+
+    monkeypatch.setattr(files, "open_file", counted)
     assert run("predict", tmp_path / "r", good, "--out", tmp_path / "q", "--no-pictures")[0] == 0
     assert len(headers) == 13  # each file once: the first verdict waits for no other image
     inside = run("predict", tmp_path / "r", good, "--recursive", "--out", good / "camera/out")

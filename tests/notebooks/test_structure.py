@@ -85,10 +85,11 @@ def short_cells(nb: NotebookNode, entry: Entry) -> Iterable[str]:
 
 @rule
 def drawing_is_folded(nb: NotebookNode, entry: Entry) -> Iterable[str]:
-    """A notebook that folds a cell folds all long ones that draw; a function to read stays open."""
+    """Long cells that draw are folded, and nothing else is; a function to read stays open."""
     folded = {c.id for c in code_cells(nb) if FOLDED in c.metadata.get("tags", [])}
-    for cell in code_cells(nb) if folded else []:
-        draws = re.search(r"\bshow\(|\bFigure\(", cell.source) and not re.search(r"^(def|class) ", cell.source, re.M)
+    for cell in code_cells(nb):
+        draws = re.search(r"\bshow(_\w+)?\(|\b(Figure|new_figure)\(", cell.source)
+        draws = draws and not re.search(r"^(def|class) ", cell.source, re.M)
         if (
             draws
             and sum(bool(line.strip()) for line in cell.source.splitlines()) > MAX_DRAWING

@@ -33,7 +33,7 @@ def panel(
 
     ``maps`` holds (M, H, W) by title; all have the colours of ``limits``.
     """
-    figure = Figure(figsize=(9, 1.72 * len(images)), layout="constrained")
+    figure = Figure(figsize=(1.72 * (1 + len(maps)) + 1.4, 1.72 * len(images)), layout="constrained")
     axes = figure.subplots(len(images), 1 + len(maps), subplot_kw=_BARE, squeeze=False)
     for i, (row, image, mask) in enumerate(zip(axes, images, masks, strict=True)):
         row[0].imshow(image.permute(1, 2, 0), interpolation="nearest")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +11,16 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
 from mlffn_lite.datasets.folder import read_image, read_mask
 from mlffn_lite.datasets.miniparts import miniparts_path
-from mlffn_lite.figures import COLOURS, new_figure, png_bytes
+from mlffn_lite.figures import COLOURS, new_figure
 from mlffn_lite.studies.cell import read_map
 
 from .checks import exercise
-from .session import show
+from .session import show_small
 
 Pair = tuple[int, int]
 Picture = tuple[str, str]
@@ -123,13 +121,6 @@ def _bare(ax: Any) -> None:
     ax.set(xticks=[], yticks=[])
     ax.grid(False)
     ax.spines[:].set_visible(False)
-
-
-def show_small(figure: Figure, name: str, *, alt: str, caption: str, dpi: int = 110) -> None:
-    """Show a figure of many maps with 256 colours, in a third of the bytes."""
-    picture, out = Image.open(io.BytesIO(png_bytes(figure, alt=alt, dpi=dpi))).convert("RGB"), io.BytesIO()
-    picture.quantize(256, Image.Quantize.FASTOCTREE).save(out, "PNG", optimize=True)
-    show(out.getvalue(), name, alt=alt, caption=caption)
 
 
 def distances_figure(across: Tensor, fields: Mapping[str, Tensor], cloud: Tensor, bank: Tensor, cross: Pair) -> Figure:

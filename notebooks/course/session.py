@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from IPython.display import Image, Markdown, display
 from matplotlib.figure import Figure
+from PIL import Image as PILImage
 
 from mlffn_lite import __version__
 from mlffn_lite.errors import ConfigError
@@ -102,3 +104,10 @@ def show(figure: Figure | bytes, name: str, *, alt: str, caption: str, dpi: int 
     display(Markdown(f"*{caption}*"))
     if folder := os.environ.get(_FIGURES):
         write_atomic(Path(folder) / f"{_session.number}_{name}.png", png)
+
+
+def show_small(figure: Figure, name: str, *, alt: str, caption: str, dpi: int = 110) -> None:
+    """Show a figure of many maps with 256 colours, in a third of the bytes."""
+    picture, out = PILImage.open(io.BytesIO(png_bytes(figure, alt=alt, dpi=dpi))).convert("RGB"), io.BytesIO()
+    picture.quantize(256, PILImage.Quantize.FASTOCTREE).save(out, "PNG", optimize=True)
+    show(out.getvalue(), name, alt=alt, caption=caption)

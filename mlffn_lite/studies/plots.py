@@ -100,8 +100,8 @@ def rank_plot(ranked: pd.DataFrame, grid: Grid) -> Figure:
 @mpl.rc_context(STYLE)
 def gain_plot(found: pd.DataFrame) -> Figure:
     """Draw what steps gain under conditions, from :func:`~.suspects.attribution`: a row of panels per step."""
-    steps = [(*names, step) for names, step in found.groupby(["before", "after"], sort=False)]
-    heights = [0.9 + 0.2 * step["condition"].nunique() for *_, step in steps]
+    steps = [(str(a), str(b), step) for (a, b), step in found.groupby(["before", "after"], sort=False)]
+    heights = [0.9 + 0.2 * step["condition"].nunique() for _, _, step in steps]
     figure = new_figure(sum(heights))
     panels = figure.subplots(len(steps), 3, sharey="row", squeeze=False, height_ratios=heights)
     for axes, (before, after, step) in zip(panels, steps, strict=True):

@@ -71,11 +71,14 @@ class Gallery:
             ax.set_title(words(*picture))
         return figure
 
+    def _shown(self, picture: Picture, method: str) -> str:
+        return f"{self.found[method].astype(float)[picture]:.2f}"
+
     def strip(self, method: str, number: int) -> None:
         """Show a method's maps of the pictures as Figure 17.``number``."""
         figure = new_figure(2.1)
         figure.set_size_inches(5.6, 2.1)
-        values = [f"{words(*p)}: {self.found.loc[p, method]:.2f}" for p in self.pictures]
+        values = [f"{words(*p)}: {self._shown(p, method)}" for p in self.pictures]
         for ax, picture, value in zip(figure.subplots(1, len(self.pictures)), self.pictures, values, strict=True):
             self._draw(ax, method, *picture)
             ax.set_title(value, fontsize=8)
@@ -95,7 +98,7 @@ class Gallery:
                 _photograph(row[2 * k], *picture)
                 self._draw(row[2 * k + 1], method, *picture)
                 row[2 * k].set_title(words(*picture).replace(", ", "\n"), fontsize=7.5)
-                row[2 * k + 1].set_title(f"{how}\n{self.found.loc[picture, method]:.2f}", fontsize=7.5)
+                row[2 * k + 1].set_title(f"{how}\n{self._shown(picture, method)}", fontsize=7.5)
         for ax in cells.ravel()[2 * len(ends) * 2 :]:
             ax.set_axis_off()
         return figure
@@ -129,11 +132,11 @@ def distances_figure(across: Tensor, fields: Mapping[str, Tensor], cloud: Tensor
     for ax, (title, values) in zip(figure.subplots(1, 2), fields.items(), strict=True):
         x, y = across.view(121, 89, 2).unbind(-1)
         ax.contourf(x, y, values.view(121, 89), levels=12, cmap="Blues")
-        ax.scatter(*cloud.T, 5, color=_BLACK, alpha=0.5)
+        ax.scatter(cloud[:, 0], cloud[:, 1], s=5, color=_BLACK, alpha=0.5)
         ax.plot(*cross, "X", ms=10, color=_ORANGE, mec="white")
         ax.set(title=title, aspect="equal", xlabel="first feature", ylabel="second feature")
         ax.grid(False)
-    figure.axes[1].scatter(*bank.T, 30, color=_PINK, edgecolor="white")
+    figure.axes[1].scatter(bank[:, 0], bank[:, 1], s=30, color=_PINK, edgecolor="white")
     return figure
 
 

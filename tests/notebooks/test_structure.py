@@ -88,8 +88,8 @@ def drawing_is_folded(nb: NotebookNode, entry: Entry) -> Iterable[str]:
     """Long cells that draw are folded, and nothing else is; a function to read stays open."""
     folded = {c.id for c in code_cells(nb) if FOLDED in c.metadata.get("tags", [])}
     for cell in code_cells(nb):
-        draws = re.search(r"\bshow(_\w+)?\(|\b(Figure|new_figure)\(", cell.source)
-        draws = draws and not re.search(r"^(def|class) ", cell.source, re.M)
+        called = re.search(r"\bshow(_\w+)?\(|\b(Figure|new_figure)\(", cell.source)
+        draws = called and not re.search(r"^(def|class) ", cell.source, re.M)
         if (
             draws
             and sum(bool(line.strip()) for line in cell.source.splitlines()) > MAX_DRAWING

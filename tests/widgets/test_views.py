@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from mlffn_lite.widgets import Verdicts, write_verdicts
 from mlffn_lite.widgets.views import COLUMNS, View, unit
 
 
-def verdicts(**options: bool) -> Verdicts:
+def verdicts(**options: Any) -> Verdicts:
     parts = split()
     return Verdicts(parts, prediction(parts), **options)
 

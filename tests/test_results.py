@@ -91,6 +91,8 @@ def test_a_block_of_a_page_is_read_anew(refresh: ModuleType, tmp_path: Path) -> 
     (tmp_path / "s").mkdir()
     (tmp_path / "s/t.md").write_text("| new |\n")
     assert refresh.with_tables(text, tmp_path) == text.replace("old", "new")
+    empty = "<!-- results: s/t.md -->\n<!-- /results -->\nwritten\n<!-- results: u.md -->\n<!-- /results -->\n"
+    assert refresh.with_tables(empty, tmp_path) == empty.replace("-->\n<", "-->\n\n| new |\n\n<", 1)
 
 
 def test_arms_of_the_ablation_are_means_of_the_ensembles_own_maps(folder: AnomalyFolder) -> None:

@@ -67,7 +67,8 @@ def with_tables(text: str, results: Path = HERE) -> str:
         file = results / match[2]
         return f"{match[1]}\n\n{file.read_text('utf-8').strip()}\n\n{match[3]}" if file.is_file() else match[0]
 
-    return re.sub(r"(<!-- results: (\S+) -->)\n.*?\n(<!-- /results -->)", block, text, flags=re.DOTALL)
+    # No other comment lies between the markers: nothing that people wrote is swallowed where an end is missing.
+    return re.sub(r"(<!-- results: (\S+) -->)\n(?:(?!<!-- ).)*?(<!-- /results -->)", block, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

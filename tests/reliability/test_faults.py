@@ -178,12 +178,13 @@ def test_a_calibration_leaves_the_old_threshold_or_the_new(run: Path, empty: Pat
 
 def test_a_prediction_can_be_gone_on_with(run: Path, folder: AnomalyFolder, empty: Path, tries: int) -> None:
     detector, images = AnomalyDetector.load(run), folder.test.paths[:3]
-    whole = detector.predict(images).scores.tolist()
+    whole = dict(zip(map(str, images), detector.predict(images).scores.tolist(), strict=True))
 
     def check(place: Path) -> None:
         table = write_predictions(detector, images, place, resume=True, progress=False)
-        assert [float(x) for x in table["score"]] == pytest.approx(whole)
-        assert set(table["image"]) == {str(p) for p in images}
+        # In any order: an image whose picture was not written, while its neighbour's was, is judged again at the end.
+        assert dict(zip(table["image"], map(float, table["score"]), strict=True)) == pytest.approx(whole)
+        assert len(table) == len(images)
         assert len((place / "scores.csv").read_text().splitlines()) == 1 + len(images)
 
     every_write(lambda place: write_predictions(detector, images, place, progress=False), check, empty, tries)
